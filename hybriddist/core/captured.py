@@ -1,0 +1,118 @@
+"""Exceptions on their journey between processes: always something arrives.
+
+`capture` takes an exception with its traceback as text (frames do not travel). `dump` makes bytes of it and `load` an
+exception again, and neither fails: what cannot be pickled here, or rebuilt there, is replaced by a stand-in that names
+the type and carries the text.
+
+What this module does not know: processes and their numbers (`errors.RemoteException` adds them), and messages.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import traceback
+from collections.abc import Iterable
+from typing import Any, Final
+
+import hybriddist.errors
+from hybriddist.core import payload
+from hybriddist.core.dismantle import StandIn, headline, message, put_together, shorten, take_apart
+from hybriddist.errors import DeserializeError, RemoteException, SerializeError
+from hybriddist.transport import Buffer
+
+_OUR_FOLDER: Final = os.path.dirname(os.path.abspath(hybriddist.errors.__file__)) + os.sep
+
+
+class CapturedException:
+    """An exception and the text of its traceback.
+
+    Attributes:
+        ex: the exception. In another process than its own: a copy without frames, or a stand-in.
+        traceback_text: the traceback where it was raised, as Python prints it.
+    """
+
+    __slots__ = ("ex", "traceback_text")
+
+    def __init__(self, ex: BaseException, traceback_text: str) -> None:
+        self.ex = ex
+        self.traceback_text = traceback_text
+
+    def __str__(self) -> str:
+        # A RemoteException inside is from a further process, and says so itself.
+        text = message(self.ex) if isinstance(self.ex, RemoteException | StandIn) else headline(self.ex)
+        return f"{text}\n\n{self.traceback_text}" if self.traceback_text else text
+
+    def __repr__(self) -> str:
+        return f"CapturedException({payload.type_name(self.ex)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        body, buffers = dump(self)
+        return _load_nested, (body, [pickle.PickleBuffer(buffer) for buffer in buffers])
+
+
+def capture(exception: BaseException) -> CapturedException:
+    """Take an exception where it was caught, for the journey.
+
+    A `RemoteException` is kept with its own first capture; only the frames between are added. Never raises.
+    """
+    return CapturedException(exception, shorten(_format(exception)))
+
+
+def dump(captured: CapturedException) -> tuple[bytes, list[memoryview]]:
+    """Make bytes (body and buffers, as `payload.dumps` does). Never fails: a stand-in goes for what cannot."""
+    try:
+        return payload.dumps((captured.traceback_text, take_apart(captured.ex)))
+    except SerializeError as error:  # too large, say: each part could be pickled, and all together could not
+        text = shorten(f"{message(captured.ex)}\n(it could not be pickled: {message(error)})")
+        return payload.dumps((captured.traceback_text, take_apart(StandIn(payload.type_name(captured.ex), text))))
+
+
+def load(body: Buffer, buffers: Iterable[Buffer] = ()) -> CapturedException:
+    """Undo `dump`. Never fails: a stand-in takes the place of what cannot be rebuilt here."""
+    try:
+        traceback_text, parts = payload.loads(body, buffers)
+        return CapturedException(put_together(parts, traceback_text), traceback_text)
+    except DeserializeError as error:
+        return CapturedException(error, "")
+    except Exception as error:  # not what `dump` makes
+        return CapturedException(DeserializeError(f"these bytes are no captured exception: {headline(error)}"), "")
+
+
+def _load_nested(body: Buffer, buffers: list[Buffer]) -> CapturedException:
+    return load(body, buffers)
+
+
+# ---- the traceback ----------------------------------------------------------------------------------------------
+
+
+def _format(exception: BaseException) -> str:
+    """The traceback as Python prints it, without the frames by which this library came to call the user's code."""
+    try:
+        if isinstance(exception, RemoteException):
+            # Its text holds the first capture. What is new is only where it passed through.
+            frames = traceback.extract_tb(exception.__traceback__)
+            _drop_our_frames(frames)
+            frames.reverse()
+            _drop_our_frames(frames)  # at this end: those that waited for the further process
+            frames.reverse()
+            return "Passed on here:\n" + "".join(frames.format()) if frames else ""
+        report = traceback.TracebackException.from_exception(exception, compact=True)
+        pending = [report]
+        for each in pending:  # grows while it is read
+            _drop_our_frames(each.stack)
+            linked = [each.__cause__, each.__context__, *(each.exceptions or ())]
+            pending += [other for other in linked if other is not None]
+        return "".join(report.format())
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:
+        return f"{headline(exception)}\n(its traceback cannot be had: {payload.type_name(failure)})\n"
+
+
+def _drop_our_frames(frames: list[traceback.FrameSummary]) -> None:
+    """Drop the leading ones: those below the user's code may explain the error."""
+    ours = 0
+    while ours < len(frames) and frames[ours].filename.startswith(_OUR_FOLDER):
+        ours += 1
+    del frames[:ours]

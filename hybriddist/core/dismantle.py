@@ -1,0 +1,290 @@
+"""Exceptions taken apart for the journey, and put together again.
+
+An exception is not pickled whole, for three reasons. Pickling drops ``__cause__`` and ``__context__``. One part that
+cannot travel would take the others with it. And the usual way back, calling the class with the exception's ``args``,
+fails or garbles the text for every class whose ``__init__`` has a signature of its own; here the object is made without
+running that ``__init__``, and then given its ``args`` and attributes::
+
+    exception ─► parts [(body, type, text, cause, context, members of the group), ...] ─► plain values, picklable
+    parts ─► each body alone, or a stand-in ─► causes, contexts and members linked again ─► exception
+
+What this module does not know: tracebacks and how the parts travel (`core/captured.py`).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from hybriddist import limits
+from hybriddist.core import payload
+from hybriddist.errors import CompositeException, DeserializeError, HybridDistError, RemoteException, SerializeError
+
+_MOST_PARTS: Final = 100
+"""Exceptions linked to one: causes, contexts, members of groups. More only come from loops that chain for ever."""
+
+
+class StandIn(HybridDistError):
+    """Stands for an exception that could not travel.
+
+    Attributes:
+        type_name: the original's type, in full.
+        text: the original's own text.
+    """
+
+    def __init__(self, type_name: str, text: str) -> None:
+        super().__init__(type_name, text)
+        self.type_name = type_name
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.text}" if self.text else self.type_name
+
+
+# ---- taking apart -----------------------------------------------------------------------------------------------
+
+
+class _Part(NamedTuple):
+    """One exception of a chain or group. Plain values only, so that it can be read whatever is in ``body``."""
+
+    body: bytes | None
+    """The exception's pickle, or None: it could not be pickled, for the reason in the last note."""
+
+    buffers: list[Any]
+    type_name: str
+    text: str
+    notes: list[str]
+    suppress_context: bool
+    cause: int
+    """Index of another part, or -1."""
+
+    context: int
+    members: list[int]
+    """Of an exception group, or empty."""
+
+    group_message: str
+
+
+def take_apart(exception: BaseException) -> list[tuple[Any, ...]]:
+    """The parts of an exception and of those linked to it, itself first. Never raises."""
+    found = [exception]
+    index = {id(exception): 0}
+
+    def place(other: BaseException | None) -> int:
+        if other is None:
+            return -1
+        if id(other) not in index:
+            if len(found) >= _MOST_PARTS:
+                return -1
+            index[id(other)] = len(found)
+            found.append(other)
+        return index[id(other)]
+
+    parts = []
+    for each in found:  # grows while it is read
+        links: dict[str, Any] = {"suppress_context": bool(each.__suppress_context__)}
+        if not isinstance(each, RemoteException):  # its cause is the captured exception that it carries anyway
+            links |= {"cause": place(each.__cause__), "context": place(each.__context__)}
+        if isinstance(each, BaseExceptionGroup):
+            links["members"] = [place(member) for member in each.exceptions]
+        parts.append(_part(each, **links))
+    return parts
+
+
+def _part(
+    exception: BaseException,
+    *,
+    suppress_context: bool = False,
+    cause: int = -1,
+    context: int = -1,
+    members: list[int] | None = None,
+) -> tuple[Any, ...]:
+    text = shorten(message(exception))
+    notes = list(_notes(exception))
+    body: bytes | None
+    buffers: list[memoryview]
+    try:
+        body, buffers = payload.dumps(_Rebuilt(exception) if _is_plain(type(exception)) else exception)
+    except SerializeError as error:
+        body, buffers, note = _dump_the_rest(exception, message(error))
+        notes.append(note)
+    # As a tuple: the class of a NamedTuple would be looked up for each part.
+    return tuple(
+        _Part(
+            body,
+            [pickle.PickleBuffer(buffer) for buffer in buffers],
+            payload.type_name(exception),
+            text,
+            notes,
+            suppress_context,
+            cause,
+            context,
+            members or [],
+            shorten(exception.message) if isinstance(exception, BaseExceptionGroup) else "",
+        )
+    )
+
+
+def _is_plain(cls: type[BaseException]) -> bool:
+    """Whether pickling is left to BaseException: class, args, attributes. Then we can do it better."""
+    return (
+        cls.__reduce__ is BaseException.__reduce__
+        and cls.__reduce_ex__ is object.__reduce_ex__
+        and cls.__setstate__ is BaseException.__setstate__
+    )
+
+
+class _Rebuilt:
+    """Pickles a plain exception so that it is rebuilt without its class's ``__init__``."""
+
+    __slots__ = ("args", "attributes", "kind")
+
+    def __init__(self, exception: BaseException) -> None:
+        self.kind = type(exception)
+        self.args = exception.args
+        self.attributes = dict(exception.__dict__)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuild, (self.kind, self.args, self.attributes)
+
+
+def _dump_the_rest(exception: BaseException, reason: str) -> tuple[bytes | None, list[memoryview], str]:
+    """Pickle the exception without what cannot be pickled in it; so it still meets its `except` clause.
+
+    Returns:
+        Body (None if nothing helps) and buffers, and a note on what is missing.
+    """
+    if not _is_plain(type(exception)) or isinstance(exception, BaseExceptionGroup):
+        return None, [], shorten(f"It could not be pickled: {reason}")
+    rest = _Rebuilt(exception)
+    lost = [name for name, value in rest.attributes.items() if not _can_be_pickled(value)]
+    for name in lost:
+        del rest.attributes[name]
+    rest.args = tuple(arg if _can_be_pickled(arg) else f"<{payload.type_name(arg)}>" for arg in exception.args)
+    try:
+        body, buffers = payload.dumps(rest)
+    except SerializeError as error:  # the class itself
+        return None, [], shorten(f"It could not be pickled: {message(error)}")
+    missing = "".join(f" The attribute {name!r} is missing." for name in lost)
+    return body, buffers, shorten(f"It came here incomplete.{missing} {reason}")
+
+
+def _can_be_pickled(value: Any) -> bool:
+    try:
+        payload.dumps(value)
+    except SerializeError:
+        return False
+    return True
+
+
+def rebuild(cls: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
+    """An exception from its class, args and attributes, without running Python code of the class.
+
+    The builtin class it derives from does run: a `StopIteration` has its value from there.
+    """
+    base: Any = next(base for base in cls.__mro__ if base.__module__ == "builtins")
+    error: BaseException = base.__new__(cls, *args)
+    try:
+        base.__init__(error, *args)
+    except (TypeError, ValueError, IndexError):
+        error.args = args  # they are not what the builtin class takes: nobody called its __init__ with them
+    error.__dict__.update(attributes)
+    return error
+
+
+# ---- putting together -------------------------------------------------------------------------------------------
+
+
+def put_together(raw_parts: list[tuple[Any, ...]], traceback_text: str) -> BaseException:
+    """Undo `take_apart`.
+
+    Args:
+        raw_parts: what it made.
+        traceback_text: attached to the stand-in, if the exception itself cannot be rebuilt.
+    """
+    parts = [_Part(*raw) for raw in raw_parts]
+    made: list[BaseException | None] = [None] * len(parts)
+
+    def make(index: int) -> BaseException:
+        found = made[index]
+        if found is None:
+            part = parts[index]
+            members = [make(member) for member in part.members if member > 0]
+            found = made[index] = _make(part, members, "" if index else traceback_text)
+        return found
+
+    def link(exception: BaseException, part: _Part) -> None:
+        """Give an exception its cause, context and notes, and the members of a group theirs."""
+        if part.cause >= 0:
+            exception.__cause__ = make(part.cause)
+        if part.context >= 0:
+            exception.__context__ = make(part.context)
+        if not isinstance(exception, RemoteException):
+            exception.__suppress_context__ = part.suppress_context
+        if part.notes and not getattr(exception, "__notes__", None):
+            for note in part.notes:
+                exception.add_note(note)
+        if isinstance(exception, BaseExceptionGroup) and len(exception.exceptions) == len(part.members):
+            # The members in its own pickle are other objects than those of the parts.
+            for own, member in zip(exception.exceptions, part.members, strict=True):
+                if member > 0 and own is not made[member]:
+                    link(own, parts[member])
+
+    for index, part in enumerate(parts):
+        link(make(index), part)
+    return make(0)
+
+
+def _make(part: _Part, members: list[BaseException], traceback_text: str) -> BaseException:
+    """The exception of one part, or what stands for it."""
+    stand_in = BaseExceptionGroup(part.group_message, members) if members else StandIn(part.type_name, part.text)
+    if part.body is None:
+        return stand_in
+    try:
+        exception = payload.loads(part.body, part.buffers)
+        if isinstance(exception, BaseException):
+            return exception
+        error = DeserializeError(f"the pickle of a {part.type_name} became a {payload.type_name(exception)}")
+    except DeserializeError as failure:
+        error = failure
+    if members:
+        return stand_in
+    original = StandIn(part.type_name, part.text)
+    if traceback_text:
+        original.add_note(traceback_text)
+    return CompositeException(f"a {part.type_name} arrived that cannot be rebuilt here", [original, error])
+
+
+# ---- texts ------------------------------------------------------------------------------------------------------
+
+
+def message(exception: BaseException) -> str:
+    """`str()` of an exception that may not have one."""
+    try:
+        return str(exception)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:
+        return f"<its text cannot be had: {payload.type_name(failure)}>"
+
+
+def headline(exception: BaseException) -> str:
+    """``Type: text``."""
+    text = message(exception)
+    return f"{payload.type_name(exception)}: {text}" if text else payload.type_name(exception)
+
+
+def _notes(exception: BaseException) -> Iterator[str]:
+    notes = getattr(exception, "__notes__", None)
+    if isinstance(notes, list | tuple):
+        yield from (shorten(note) for note in notes[:_MOST_PARTS] if type(note) is str)
+
+
+def shorten(text: str, limit: int = limits.MAX_ERROR_TEXT) -> str:
+    """Leave out the middle: the beginning says where, the end what."""
+    if len(text) <= limit:
+        return text
+    notice = f"\n... {len(text) - limit} characters or more are left out here ...\n"
+    half = (limit - len(notice)) // 2
+    return text[:half] + notice + text[-half:]

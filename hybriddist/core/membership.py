@@ -1,0 +1,398 @@
+"""The processes of a cluster as one of them knows them: who there is, where, and who may talk to whom.
+
+The driver alone changes the membership. It tells the workers by snapshots, which replace what they knew::
+
+                 add              joined              leaving             gone(reason)
+      (new pid) -----> LAUNCHING --------> JOINED ------------> LEAVING -------------> GONE
+                           |                  |                                          ^
+                           +------------------+------------------------------------------+
+
+Only JOINED processes are counted and listed: one that is being set up or shut down takes no work. A pid is never
+used again. Of a process that is gone only the reason is kept, for whoever still asks.
+
+A *node* is a set of processes that share memory, as a probe has proved; it is named by the smallest pid that was on
+it when the proof was made. A pair of processes is always connected by the higher pid, so that two that want each
+other at the same time make one connection. The driver has the lowest pid of all and listens to nobody: it is the
+exception, and connects to every worker by itself.
+
+What this module does not know: connections, messages, threads. The caller holds the locks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal as signals
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Final
+
+from hybriddist.errors import InternalError, NoSuchProcessError, ProcessExitedException, TopologyError
+from hybriddist.ids import DRIVER
+
+
+class State(StrEnum):
+    """Where a process is in its life as a member."""
+
+    LAUNCHING = "launching"
+    JOINED = "joined"
+    LEAVING = "leaving"
+    GONE = "gone"
+
+
+class Topology(StrEnum):
+    """Which workers are connected. The driver is connected to all of them in each."""
+
+    ALL_TO_ALL = "all_to_all"
+    MASTER_WORKER = "master_worker"
+    CUSTOM = "custom"
+    """As the idents say: two workers are connected if one of them names the other in ``connect_idents``."""
+
+
+_NEXT: Final[dict[State, frozenset[State]]] = {
+    State.LAUNCHING: frozenset({State.JOINED, State.GONE}),
+    State.JOINED: frozenset({State.LEAVING, State.GONE}),
+    State.LEAVING: frozenset({State.GONE}),
+    State.GONE: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ExitReason:
+    """Why a process is gone: a text; its exit code or the number of its signal, where known; its last lines."""
+
+    text: str
+    exitcode: int | None = None
+    signal: int | None = None
+    stderr_tail: str = ""
+
+    @classmethod
+    def lost(cls) -> ExitReason:
+        """The connection ended, and nothing more is known."""
+        return cls("connection lost")
+
+    @classmethod
+    def removed(cls) -> ExitReason:
+        """It left because it was asked to."""
+        return cls("removed from the cluster")
+
+    @classmethod
+    def from_exit(cls, exitcode: int | None, signal: int | None, stderr_tail: str = "") -> ExitReason:
+        """From an exit code or, if there is none, the number of a signal."""
+        if signal is not None:
+            return cls(f"killed by {_signal_name(signal)}", None, signal, stderr_tail)
+        if exitcode is None:
+            return cls("connection lost", stderr_tail=stderr_tail)
+        text = f"exited with code {exitcode}"
+        # A shell or an ssh server between us and the process tells signals, and failures to start, like this.
+        if exitcode in _SHELL_CODES:
+            text += f" (a shell's code for {_SHELL_CODES[exitcode]})"
+        elif 128 < exitcode < 128 + signals.NSIG:
+            text += f" (a shell's code for {_signal_name(exitcode - 128)})"
+        return cls(text, exitcode, None, stderr_tail)
+
+    @classmethod
+    def from_wait_status(cls, status: int, stderr_tail: str = "") -> ExitReason:
+        """From what `os.waitpid` tells of a process that ended."""
+        code = os.waitstatus_to_exitcode(status)
+        return cls.from_exit(None, -code, stderr_tail) if code < 0 else cls.from_exit(code, None, stderr_tail)
+
+    def with_tail(self, stderr_tail: str) -> ExitReason:
+        """The same with these last lines of stderr."""
+        return replace(self, stderr_tail=stderr_tail)
+
+    def exception(self, pid: int) -> ProcessExitedException:
+        """The exception for whoever needs process ``pid``; a new one each time, because tracebacks stick to them."""
+        return ProcessExitedException(
+            pid, self.text, exitcode=self.exitcode, signal=self.signal, stderr_tail=self.stderr_tail
+        )
+
+    def refined_by(self, later: ExitReason) -> ExitReason:
+        """The one of the two that knows more; this one if they know the same."""
+        return max(self, later, key=lambda reason: (reason.exitcode, reason.signal) != (None, None))
+
+
+_SHELL_CODES: Final = {126: "a command that cannot be run", 127: "a command that is not found"}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"signal {number} ({signals.Signals(number).name})"
+    except ValueError:  # real-time signals have no names
+        return f"signal {number}"
+
+
+@dataclass(slots=True)
+class Member:
+    """One process of the cluster.
+
+    Attributes:
+        pid: its number in the cluster.
+        ospid: the operating system's number, 0 until known.
+        host: the name of its machine.
+        addresses: where it listens, such as "unix:/path" or "tcp:host:port"; the best one first.
+        node: the node it is on; 0 until known, then every process has one.
+        transport: what connections to it should use: "auto", "shm" or "tcp".
+        ident: its name in a custom topology.
+        connect_idents: the names it is to be connected to in a custom topology; None is nobody.
+        state: changed by `Membership` only.
+    """
+
+    pid: int
+    ospid: int = 0
+    host: str = ""
+    addresses: list[str] = field(default_factory=list)
+    node: int = 0
+    transport: str = "auto"
+    ident: Any = None
+    connect_idents: list[Any] | None = None
+    state: State = State.LAUNCHING
+
+    def __post_init__(self) -> None:
+        self.node = self.node or self.pid
+
+
+class Membership:
+    """All processes, as process ``my_pid`` knows them.
+
+    Args:
+        my_pid: this process. It is a member from the start, and always listed by itself.
+    """
+
+    __slots__ = ("_gone", "_members", "_next_pid", "lazy", "my_pid", "topology")
+
+    def __init__(self, my_pid: int = DRIVER) -> None:
+        self.my_pid = my_pid
+        self.topology = Topology.ALL_TO_ALL
+        self.lazy = True
+        self._next_pid = DRIVER + 1
+        self._members = {my_pid: Member(my_pid, state=State.JOINED)}
+        self._gone: dict[int, ExitReason] = {}
+
+    # ---- changes ----------------------------------------------------------------------------------------------
+
+    def allocate_pid(self) -> int:
+        """A pid that nobody had or will have: 2, 3, 4 and so on, also for workers that never come up."""
+        pid = self._next_pid
+        self._next_pid += 1
+        return pid
+
+    def add(self, member: Member) -> Member:
+        """A worker is being launched. Its pid comes from `allocate_pid`."""
+        if member.pid in self._members or member.pid in self._gone:
+            raise InternalError(f"process {member.pid} cannot be added: the pid is taken")
+        if member.state is not State.LAUNCHING:
+            raise InternalError(f"process {member.pid} cannot be added as {member.state}")
+        self._members[member.pid] = member
+        return member
+
+    def joined(self, pid: int, *, same_node_as: int | None = None) -> Member:
+        """The worker is up. Write what it told of itself into its `Member` first.
+
+        Args:
+            same_node_as: a process with which it was proved to share memory; None for a node of its own.
+        """
+        member = self._change(pid, State.JOINED)
+        member.node = pid if same_node_as is None else self._members[same_node_as].node
+        return member
+
+    def leaving(self, pid: int) -> Member:
+        """The worker was asked to leave, and gets no more work."""
+        return self._change(pid, State.LEAVING)
+
+    def gone(self, pid: int, reason: ExitReason) -> bool:
+        """The process is gone, from whatever state.
+
+        A death is often noticed twice: first the connection is lost, then the exit status is there. The reason that
+        knows more is kept.
+
+        Returns:
+            True the first time.
+        """
+        earlier = self._gone.get(pid)
+        if earlier is not None:
+            self._gone[pid] = earlier.refined_by(reason)
+            return False
+        self._change(pid, State.GONE)
+        del self._members[pid]
+        self._gone[pid] = reason
+        return True
+
+    def choose_topology(self, topology: str, lazy: bool | None = None) -> None:
+        """Set the topology, and whether connections between workers are made on first use, for workers to come.
+
+        Args:
+            topology: "all_to_all", "master_worker" or "custom".
+            lazy: None for the usual: True in all_to_all. The other topologies are never lazy.
+
+        Raises:
+            ValueError: no such topology, or ``lazy`` differs from what the living workers were started with.
+            TopologyError: there are workers, and they have another topology.
+        """
+        try:
+            wanted = Topology(topology)
+        except ValueError:
+            names = ", ".join(Topology)
+            raise ValueError(f"topology must be one of {names}, not {topology!r}") from None
+        if len(self._members) > 1:
+            if wanted is not self.topology:
+                raise TopologyError(
+                    f"workers with topology {self.topology} already exist; "
+                    f"the requested topology {wanted} cannot be set before they are removed"
+                )
+            if lazy is not None and wanted is Topology.ALL_TO_ALL and lazy != self.lazy:
+                raise ValueError(f"workers with lazy={self.lazy} already exist; lazy={lazy} cannot be set")
+            return
+        self.topology = wanted
+        self.lazy = wanted is Topology.ALL_TO_ALL and lazy is not False
+
+    # ---- questions --------------------------------------------------------------------------------------------
+
+    def procs(self, pid: int | None = None) -> list[int]:
+        """The processes that take work, the driver among them, sorted; those on the node of ``pid`` if it is given."""
+        if pid is not None:
+            return self.procs_on_node(pid)
+        return sorted(member.pid for member in self._listed())
+
+    def workers(self) -> list[int]:
+        """The workers, sorted; where there are none, the driver works."""
+        return [pid for pid in self.procs() if pid != DRIVER] or [DRIVER]
+
+    def nprocs(self) -> int:
+        """How many processes there are, the driver among them."""
+        return len(self.procs())
+
+    def nworkers(self) -> int:
+        """How many processes work; at least one."""
+        return len(self.workers())
+
+    def procs_on_node(self, pid: int | None = None) -> list[int]:
+        """The processes that share memory with ``pid`` (default: this one), sorted."""
+        node = self.require(self.my_pid if pid is None else pid).node
+        return sorted(member.pid for member in self._listed() if member.node == node)
+
+    def nodes(self) -> list[list[int]]:
+        """The processes node by node, sorted."""
+        by_node: dict[int, list[int]] = {}
+        for pid in self.procs():
+            by_node.setdefault(self._members[pid].node, []).append(pid)
+        return sorted(by_node.values())
+
+    def members(self) -> list[Member]:
+        """Every process that is not gone, in whatever state, by pid."""
+        return [self._members[pid] for pid in sorted(self._members)]
+
+    def get(self, pid: int) -> Member | None:
+        """The member, in whatever state; None if it is gone or never was."""
+        return self._members.get(pid)
+
+    def why_gone(self, pid: int) -> ExitReason | None:
+        """Why the process is gone; None if it is not."""
+        return self._gone.get(pid)
+
+    def require(self, pid: int) -> Member:
+        """The member with this pid, also while it is being set up or shut down.
+
+        Raises:
+            TypeError: ``pid`` is not an integer.
+            ProcessExitedException: the process is gone.
+            NoSuchProcessError: it never was; the text tells which processes there are.
+        """
+        if not isinstance(pid, int) or isinstance(pid, bool):
+            raise TypeError(f"a pid is an integer, not {type(pid).__name__}")
+        member = self._members.get(pid)
+        if member is not None:
+            return member
+        reason = self._gone.get(pid)
+        if reason is not None:
+            raise reason.exception(pid)
+        raise NoSuchProcessError(pid, self._who_there_is())
+
+    # ---- topology ---------------------------------------------------------------------------------------------
+
+    def may_connect(self, a: int, b: int) -> bool:
+        """Whether the topology connects these two processes. Both must be members."""
+        if a == b or DRIVER in (a, b) or self.topology is Topology.ALL_TO_ALL:
+            return True
+        if self.topology is Topology.MASTER_WORKER:
+            return False
+        one, other = self.require(a), self.require(b)
+        return _names(one, other) or _names(other, one)
+
+    def check_topology(self, a: int, b: int) -> None:
+        """Insist that the topology connects process ``a`` (which wants to send) and process ``b``.
+
+        Raises:
+            TopologyError: it does not; the text names both and the topology.
+        """
+        if not self.may_connect(a, b):
+            why = ": neither names the other in connect_idents" if self.topology is Topology.CUSTOM else ""
+            raise TopologyError(f"peer {b} is not connected to {a}. Topology: {self.topology}{why}")
+
+    @staticmethod
+    def connector(a: int, b: int) -> int:
+        """Which of two processes makes the connection: the driver if it is one of them, else the higher pid."""
+        return DRIVER if DRIVER in (a, b) else max(a, b)
+
+    def connects_to(self, pid: int) -> list[int]:
+        """The workers to which worker ``pid`` makes connections when all are made at once (``lazy`` is False)."""
+        return [other for other in self.workers() if DRIVER < other < pid and self.may_connect(pid, other)]
+
+    def missing_idents(self, pid: int) -> list[Any]:
+        """In a custom topology, the idents that ``pid`` is to be connected to and that no process has yet."""
+        if self.topology is not Topology.CUSTOM:
+            return []
+        present = [member.ident for member in self._listed()]
+        return [ident for ident in self.require(pid).connect_idents or () if ident not in present]
+
+    # ---- snapshots --------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """All of it as plain data, for `replace` on a worker. Lines of stderr stay here: they can be long."""
+        return {
+            "topology": str(self.topology),
+            "lazy": self.lazy,
+            "members": [asdict(member) | {"state": str(member.state)} for member in self.members()],
+            "gone": {pid: (reason.text, reason.exitcode, reason.signal) for pid, reason in self._gone.items()},
+        }
+
+    def replace(self, snapshot: dict[str, Any]) -> None:
+        """Know what the driver knew when it made the snapshot.
+
+        Nobody rises from the dead: who is known here to be gone stays gone, for the reason known here. Who is
+        missing in the snapshot is gone. This process itself stays a member.
+        """
+        self.topology = Topology(snapshot["topology"])
+        self.lazy = snapshot["lazy"]
+        told_gone = {pid: ExitReason(*reason) for pid, reason in snapshot["gone"].items()}
+        told = [Member(**fields | {"state": State(fields["state"])}) for fields in snapshot["members"]]
+        missing = self._members.keys() - {member.pid for member in told} - told_gone.keys()
+        known = {pid: reason.refined_by(told_gone.get(pid, reason)) for pid, reason in self._gone.items()}
+        self._gone = {pid: ExitReason.removed() for pid in missing} | told_gone | known
+        self._gone.pop(self.my_pid, None)
+        myself = self._members[self.my_pid]
+        self._members = {member.pid: member for member in told if member.pid not in self._gone}
+        self._members.setdefault(self.my_pid, myself)
+
+    # ---- inside -----------------------------------------------------------------------------------------------
+
+    def _listed(self) -> list[Member]:
+        # A worker counts itself even if the snapshot that it has was made before the driver saw it join.
+        return [m for m in self._members.values() if m.state is State.JOINED or m.pid == self.my_pid]
+
+    def _change(self, pid: int, state: State) -> Member:
+        member = self._members.get(pid)
+        if member is None or pid == self.my_pid or state not in _NEXT[member.state]:
+            now = "not a member" if member is None else "this process" if pid == self.my_pid else member.state
+            raise InternalError(f"process {pid} cannot become {state}: it is {now}")
+        member.state = state
+        return member
+
+    def _who_there_is(self) -> str:
+        pids = self.procs()
+        if pids == [DRIVER]:
+            return "there are no workers yet: addprocs(n) adds some"
+        return "the processes are " + ", ".join(map(str, pids))
+
+
+def _names(one: Member, other: Member) -> bool:
+    return other.ident is not None and other.ident in (one.connect_idents or ())

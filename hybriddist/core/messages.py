@@ -1,0 +1,306 @@
+"""The messages that processes exchange, and their bytes.
+
+A message is a dataclass; its head is a fixed header, known by the first byte, followed by a body. The header is
+readable without the body, so that a call whose body cannot be unpickled can still be answered::
+
+    byte   0      1      2 ...                       n ...
+           +------+------+---------------------------+------------------------------+
+           | kind | flag | fixed fields of the kind  | body: a pickle, or nothing   |  + out-of-band buffers
+           +------+------+---------------------------+------------------------------+
+
+``body`` and ``buffers`` are opaque here: ``core/payload.py`` makes them from objects and objects from them. What this
+module does not know: how frames are delimited (``core/frames.py``), which message is allowed when
+(``core/protocol.py``), and what handling one means (``runtime/handlers.py``).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, Final, Self
+
+from hybriddist.errors import RemoteProtocolError
+from hybriddist.transport import Buffer, Frame
+
+
+class Mode(IntEnum):
+    """What becomes of a call's value."""
+
+    FETCH = 0
+    """It is sent back (`remotecall_fetch`)."""
+    STORE = 1
+    """It is kept under the reference (`remotecall`)."""
+    WAIT = 2
+    """It is kept under the reference, and its completion is reported (`remotecall_wait`)."""
+    DO = 3
+    """It is dropped (`remote_do`)."""
+
+
+REPORT_START: Final = 0x40
+"""Added to a mode: if the call has to wait behind another one, a `Started` is sent when it begins."""
+
+
+class Outcome(IntEnum):
+    """How a call or a request ended."""
+
+    VALUE = 0
+    ERROR = 1
+    """The body is a `CapturedException`."""
+
+
+class Operation(IntEnum):
+    """What a `Request` asks of the process that holds a reference."""
+
+    FETCH = 0
+    WAIT = 1
+    IS_READY = 2
+    PUT = 3
+
+
+@dataclass(slots=True)
+class Call:
+    """Run a function. Answered by a `Result` with the same ``call_id``, except in modes STORE and DO.
+
+    ``function_key``: 0, then the body is the pickle of ``(function, args, kwargs)``; else the key of an earlier
+    `Define` on this connection, and the body is the pickle of ``(args, kwargs)`` or, empty, of no arguments.
+    ``whence`` and ``id``: the reference that keeps the value (modes STORE and WAIT).
+    """
+
+    KIND: ClassVar[int] = 1
+    HEADER: ClassVar[struct.Struct] = struct.Struct("<BBHIqqq")
+
+    call_id: int
+    mode: int
+    function_key: int
+    whence: int
+    id: int
+    body: Buffer
+    buffers: Sequence[Buffer] = ()
+
+    def encode(self) -> bytes:
+        return self.HEADER.pack(1, self.mode, 0, self.function_key, self.call_id, self.whence, self.id) + self.body
+
+    @classmethod
+    def decode(cls, frame: Frame) -> Call:
+        head = frame.head
+        _, mode, _, key, call_id, whence, id_ = cls.HEADER.unpack_from(head)
+        return cls(call_id, mode, key, whence, id_, head[32:], frame.buffers)
+
+
+@dataclass(slots=True)
+class Result:
+    """The end of a `Call` or a `Request`."""
+
+    KIND: ClassVar[int] = 2
+    HEADER: ClassVar[struct.Struct] = struct.Struct("<BBHIq")
+
+    call_id: int
+    outcome: int
+    body: Buffer
+    buffers: Sequence[Buffer] = ()
+
+    def encode(self) -> bytes:
+        return self.HEADER.pack(2, self.outcome, 0, 0, self.call_id) + self.body
+
+    @classmethod
+    def decode(cls, frame: Frame) -> Result:
+        head = frame.head
+        _, outcome, _, _, call_id = cls.HEADER.unpack_from(head)
+        return cls(call_id, outcome, head[16:], frame.buffers)
+
+
+@dataclass(slots=True)
+class Request:
+    """An operation on a reference, sent to the process that holds it. Answered by a `Result`."""
+
+    KIND: ClassVar[int] = 3
+    HEADER: ClassVar[struct.Struct] = struct.Struct("<BBHIqqq")
+
+    call_id: int
+    operation: int
+    whence: int
+    id: int
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+    def encode(self) -> bytes:
+        return self.HEADER.pack(3, self.operation, 0, 0, self.call_id, self.whence, self.id) + self.body
+
+    @classmethod
+    def decode(cls, frame: Frame) -> Request:
+        head = frame.head
+        _, operation, _, _, call_id, whence, id_ = cls.HEADER.unpack_from(head)
+        return cls(call_id, operation, whence, id_, head[32:], frame.buffers)
+
+
+@dataclass(slots=True)
+class Define:
+    """The function that later calls on this connection name by ``key`` (1 and above). The body is its pickle."""
+
+    KIND: ClassVar[int] = 4
+    HEADER: ClassVar[struct.Struct] = struct.Struct("<BBHI")
+
+    key: int
+    body: Buffer
+    buffers: Sequence[Buffer] = ()
+
+    def encode(self) -> bytes:
+        return self.HEADER.pack(4, 0, 0, self.key) + self.body
+
+    @classmethod
+    def decode(cls, frame: Frame) -> Define:
+        _, _, _, key = cls.HEADER.unpack_from(frame.head)
+        return cls(key, frame.head[8:], frame.buffers)
+
+
+class _Numbered:
+    """A message that is only a number."""
+
+    __slots__ = ()
+    HEADER: ClassVar[struct.Struct] = struct.Struct("<BBHIq")
+
+
+@dataclass(slots=True)
+class Forget(_Numbered):
+    """The function of ``key`` will not be called any more."""
+
+    KIND: ClassVar[int] = 5
+
+    key: int
+
+    def encode(self) -> bytes:
+        return self.HEADER.pack(5, 0, 0, 0, self.key)
+
+    @classmethod
+    def decode(cls, frame: Frame) -> Forget:
+        return cls(cls.HEADER.unpack_from(frame.head)[4])
+
+
+@dataclass(slots=True)
+class Started(_Numbered):
+    """A call that asked for it (`REPORT_START`), and had to wait behind another one, begins."""
+
+    KIND: ClassVar[int] = 6
+
+    call_id: int
+
+    def encode(self) -> bytes:
+        return self.HEADER.pack(6, 0, 0, 0, self.call_id)
+
+    @classmethod
+    def decode(cls, frame: Frame) -> Started:
+        return cls(cls.HEADER.unpack_from(frame.head)[4])
+
+
+@dataclass(slots=True)
+class Claims:
+    """Changes of who holds references of the receiving process.
+
+    ``changes``: tuples (whence, id, pid, delta): process ``pid`` holds ``delta`` more claims on the reference.
+    """
+
+    KIND: ClassVar[int] = 7
+    HEADER: ClassVar[struct.Struct] = struct.Struct("<BBHI")
+    CHANGE: ClassVar[struct.Struct] = struct.Struct("<qqqq")
+
+    changes: Sequence[tuple[int, int, int, int]]
+
+    def encode(self) -> bytes:
+        pack = self.CHANGE.pack
+        return self.HEADER.pack(7, 0, 0, len(self.changes)) + b"".join([pack(*change) for change in self.changes])
+
+    @classmethod
+    def decode(cls, frame: Frame) -> Claims:
+        _, _, _, count = cls.HEADER.unpack_from(frame.head)
+        body = memoryview(frame.head)[8:]
+        if len(body) != count * cls.CHANGE.size:
+            raise RemoteProtocolError(f"a Claims message of {len(body)} bytes declares {count} changes")
+        return cls([(whence, id_, pid, delta) for whence, id_, pid, delta in cls.CHANGE.iter_unpack(body)])
+
+
+@dataclass(slots=True)
+class _Control:
+    """A message of the control plane. Its body is the pickle of a dict, read only after the peer's proof."""
+
+    KIND: ClassVar[int]
+    HEADER: ClassVar[struct.Struct] = struct.Struct("<BBHI")
+
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
+
+    def encode(self) -> bytes:
+        return self.HEADER.pack(self.KIND, 0, 0, 0) + self.body
+
+    @classmethod
+    def decode(cls, frame: Frame) -> Self:
+        return cls(frame.head[8:], frame.buffers)
+
+
+class Join(_Control):
+    """The driver's first message to a worker: its pid, the members, the cluster's settings."""
+
+    KIND = 16
+
+
+class Joined(_Control):
+    """The worker's answer: what the driver wants to know of its process."""
+
+    KIND = 17
+
+
+class Identify(_Control):
+    """The first message on a connection between workers: who connects."""
+
+    KIND = 18
+
+
+class Members(_Control):
+    """From the driver: the processes of the cluster as they are now."""
+
+    KIND = 19
+
+
+class Left(_Control):
+    """From the driver: a process is gone, and why."""
+
+    KIND = 20
+
+
+class Leave(_Control):
+    """From the driver: finish and exit."""
+
+    KIND = 21
+
+
+class Heartbeat(_Control):
+    """A sign of life on an idle connection between nodes."""
+
+    KIND = 22
+
+
+Message = (
+    Call | Result | Request | Define | Forget | Started | Claims
+    | Join | Joined | Identify | Members | Left | Leave | Heartbeat
+)  # fmt: skip
+
+_CLASSES = (
+    Call, Result, Request, Define, Forget, Started, Claims,
+    Join, Joined, Identify, Members, Left, Leave, Heartbeat,
+)  # fmt: skip
+
+_DECODERS: Final[dict[int, Callable[[Frame], Message]]] = {cls.KIND: cls.decode for cls in _CLASSES}
+
+
+def decode(frame: Frame) -> Message:
+    """The message in a frame.
+
+    Raises:
+        RemoteProtocolError: the kind is unknown or the head is shorter than its header.
+    """
+    try:
+        return _DECODERS[frame.head[0]](frame)
+    except (KeyError, IndexError, struct.error):
+        kind = frame.head[0] if len(frame.head) else None
+        raise RemoteProtocolError(f"no message of kind {kind} in {len(frame.head)} bytes") from None

@@ -1,0 +1,174 @@
+"""Objects to bytes and back: the only place where anything is unpickled.
+
+A payload is a *body* (a pickle, protocol 5) and *buffers* (the memory of large arrays), which travel beside it without
+being copied into it. Pickling goes the cheapest way that is right::
+
+    C pickler ──ok──► names __main__? ──no──► an array that could go out of band, or is read-only? ──no──► done
+        │ failed            │ yes                                 │ yes
+        ▼                   ▼                                     ▼
+        by value (core/byvalue.py, cloudpickle)             once more, arrays taken apart (core/ndarrays.py)
+        │ failed
+        ▼
+        SerializeError, which says what failed and where it sits (core/culprit.py)
+
+Only the plain values of the first line are common, so only they are fast: 0.7 µs for a small tuple. What this module
+does not know: messages, connections, and whose bytes these are. It must never be given bytes of a peer that has not
+proved the cookie.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from hybriddist import limits
+from hybriddist.core.ndarrays import BufferCollector
+from hybriddist.errors import DeserializeError, SerializeError
+from hybriddist.transport import Buffer
+
+CALL_LABELS: Final = ("the function", "argument", "keyword argument")
+"""For `dumps` of ``(function, args, kwargs)``: how an error names the parts."""
+
+ARGUMENTS_LABELS: Final = ("argument", "keyword argument")
+"""For `dumps` of ``(args, kwargs)``."""
+
+_HEADER_ROOM: Final = 64
+"""Bytes of a frame's head that are not the body."""
+
+_dumps = pickle.dumps
+_loads = pickle.loads
+
+
+def dumps(value: Any, labels: Sequence[str] = ()) -> tuple[bytes, list[memoryview]]:
+    """Pickle a value.
+
+    Args:
+        value: anything picklable by pickle or cloudpickle.
+        labels: what the items of a tuple of a call's parts are called in the text of an error.
+
+    Returns:
+        The body, and the buffers that travel beside it: contiguous memoryviews of format "B" over the value's own
+        memory, so they show later changes of it until they are written or copied.
+
+    Raises:
+        SerializeError: the value cannot be pickled; the cause is chained. Nothing has been sent or changed.
+    """
+    collector = BufferCollector()
+    try:
+        body = _dumps(value, 5, buffer_callback=collector)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        # Not an error yet: the C pickler knows no lambdas, modules and the like.
+        return _dumps_by_value(value, labels)
+    # One search finds the other name of the script too, "__mp_main__".
+    if b"_main__" in body:
+        return _dumps_by_value(value, labels)
+    # numpy's `_reconstruct` and `_mareconstruct` are how arrays that went into the pickle are rebuilt.
+    if (collector.saw_readonly or (len(body) > limits.OUT_OF_BAND_BYTES and b"reconstruct" in body)) and (
+        "numpy" in sys.modules
+    ):
+        return _dumps_by_value(value, labels, arrays_only=True)
+    if len(body) > limits.MAX_HEAD_BYTES - _HEADER_ROOM:
+        raise _too_large(len(body))
+    return body, collector.buffers
+
+
+def loads(body: Buffer, buffers: Iterable[Buffer] = ()) -> Any:
+    """Undo `dumps`. Executes what the pickle says: only for bytes of a proven peer.
+
+    Args:
+        body: the body.
+        buffers: the buffers; the arrays of the value keep them and use their memory.
+
+    Raises:
+        DeserializeError: for whatever goes wrong, be it a `SystemExit` raised by the code of an object; the cause is
+            chained.
+    """
+    try:
+        return _loads(body, buffers=buffers)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise DeserializeError(_explain(error, len(body))) from error
+
+
+# ---- the slow ways ----------------------------------------------------------------------------------------------
+
+
+def _dumps_by_value(value: Any, labels: Sequence[str], *, arrays_only: bool = False) -> tuple[bytes, list[memoryview]]:
+    from hybriddist.core import byvalue
+
+    try:
+        body, buffers = byvalue.dumps(value, arrays_only=arrays_only)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise SerializeError(_describe_failure(value, labels, error)) from error
+    if len(body) > limits.MAX_HEAD_BYTES - _HEADER_ROOM:
+        raise _too_large(len(body))
+    return body, buffers
+
+
+def _too_large(size: int) -> SerializeError:
+    return SerializeError(
+        f"the pickle has {size} bytes, and the limit is {limits.MAX_HEAD_BYTES}. Put the data into numpy arrays, "
+        "whose memory is not part of the pickle, or send it in pieces"
+    )
+
+
+def _describe_failure(value: Any, labels: Sequence[str], error: BaseException) -> str:
+    """What could not be pickled, where it sits, why, and what to do."""
+    from hybriddist.core import byvalue, culprit
+
+    reason = safe_text(error)
+    if isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError):
+        return (
+            f"a value of type {type_name(value)} is nested too deeply to be pickled ({reason}). Send it in a flat "
+            "form, or raise sys.setrecursionlimit here"
+        )
+    found = culprit.locate(value, byvalue.Reducer(BufferCollector()), labels)
+    thing, place = found if found is not None else (value, "")
+    what = f"{place} (a {type_name(thing)})" if place else f"a value of type {type_name(thing)}"
+    if found is None:
+        what += ", or something in it"
+    return (
+        f"cannot pickle {what}: {reason}. Make it where it is needed (inside the function that runs there), "
+        "or leave it out of the object that holds it (__getstate__)"
+    )
+
+
+def _explain(error: BaseException, size: int) -> str:
+    """Why a value cannot be rebuilt here, and what to do."""
+    text = f"cannot rebuild a received value ({size} bytes of pickle): {safe_text(error)}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{text}. Install the module for {sys.executable}, or put it on that process's sys.path"
+    if isinstance(error, AttributeError):
+        return (
+            f"{text}. If the name is in __main__, define it there first (everywhere); if it is in a module, the two "
+            "processes have different versions of it"
+        )
+    return text
+
+
+def type_name(thing: Any) -> str:
+    """The thing's type as a traceback prints it: in full, unless it is a builtin or of the script. Never raises."""
+    kind = type(thing)
+    module = type.__getattribute__(kind, "__module__")
+    name = type.__getattribute__(kind, "__qualname__")
+    return str(name) if module in ("builtins", "__main__") else f"{module}.{name}"
+
+
+def safe_text(error: BaseException, limit: int = 2000) -> str:
+    """``Type: message`` of an exception, whatever its `__str__` does."""
+    try:
+        text = str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:
+        text = f"<its text cannot be had: {type_name(failure)}>"
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}\n... {len(text) - limit} characters left out ...\n{text[-limit // 2 :]}"
+    return f"{type_name(error)}: {text}" if text else type_name(error)

@@ -1,0 +1,163 @@
+"""Running calls: the queue between receiving and executing, and the threads that execute.
+
+Calls and requests are queued in the order in which they were received. A worker's main thread takes them one by one;
+when it is held up (or in a process without such a thread) executor threads do::
+
+    dispatch ──► queue ──┬─► main thread of a worker (receiver.serve)
+                         └─► executor threads: woken or started by `kick`
+
+A blocked call must never block later ones, and nobody can tell a blocked call from a busy one. So threads are added
+while the queue makes no progress: one at once, then doubling with every look that finds the queue stuck. Threads that
+find nothing to do wait a few seconds for more and then end.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _thread import LockType
+
+    from hybriddist.runtime.process import Process
+
+MAX_THREADS = 2048
+"""Executor threads of one process. More blocked calls than that wait their turn."""
+
+_LINGER_SECONDS = 5.0
+"""An executor thread that has found no work for so long ends."""
+
+_STUCK_SECONDS = 0.001
+_PACE_SECONDS = 0.0002
+"""Between two starts of threads: while the same item heads the queue, and while the queue moves (calls of a few
+microseconds must not each start a thread)."""
+
+
+class Executor:
+    """Runs queued work; a work item is a callable without arguments."""
+
+    def __init__(self, process: Process) -> None:
+        self.queue: deque[Callable[[], None]] = deque()
+        self._process = process
+        self._idle: deque[LockType] = deque()
+        self._threads = 0
+        self._threads_lock = allocate_lock()
+        self._stuck_at: object = None
+        self._started_at = 0.0
+        self._allowance = 1
+        self._closed = False
+        self.running_user_code: dict[int, int] = {}
+        """Idents of the executor threads that run user code now: whom an interrupt has to reach."""
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Run one item on this thread; a failure in the library itself is shown, not raised."""
+        try:
+            work()
+        except BaseException:  # our own bug, or an interrupt at a bad moment; the thread has to go on
+            print("hybriddist: internal error while running a call", file=sys.stderr)
+            traceback.print_exc()
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Queue one item and see that it is run by an executor thread."""
+        self.queue.append(work)
+        self.kick()
+
+    def kick(self) -> None:
+        """See that somebody runs what is queued: wake an idle thread, or start some if the queue is stuck."""
+        queue = self.queue
+        try:
+            head = queue[0]
+        except IndexError:
+            return
+        try:
+            self._idle.popleft().release()
+            return
+        except IndexError:
+            pass
+        now = monotonic()
+        stuck = head is self._stuck_at
+        if now - self._started_at < (_STUCK_SECONDS if stuck else _PACE_SECONDS):
+            self._process.poller.wake()  # the receiver looks again soon, with the queue in its mind
+            return
+        self._started_at = now
+        self._stuck_at = head
+        self._allowance = min(self._allowance * 2, 64) if stuck else 1
+        for _ in range(min(self._allowance, len(queue))):
+            if not self._start_thread():
+                return
+
+    def close(self) -> None:
+        """Let idle threads end; running calls go on."""
+        self._closed = True
+        self.queue.clear()
+        while self._idle:
+            try:
+                self._idle.popleft().release()
+            except IndexError:
+                break
+
+    def _start_thread(self) -> bool:
+        with self._threads_lock:
+            if self._threads >= MAX_THREADS or self._closed:
+                return False
+            self._threads += 1
+        try:
+            threading.Thread(
+                target=self._process.in_context(self._work), name="hybriddist-executor", daemon=True
+            ).start()
+        except RuntimeError:  # no more threads to be had; those that are there will come round to it
+            with self._threads_lock:
+                self._threads -= 1
+            return False
+        return True
+
+    def _work(self) -> None:
+        queue = self.queue
+        try:
+            while not self._closed:
+                try:
+                    work = queue.popleft()
+                except IndexError:
+                    if not self._linger():
+                        return
+                    continue
+                self.run(work)
+                del work  # a call's arguments live no longer than the call
+        finally:
+            with self._threads_lock:
+                self._threads -= 1
+
+    def _linger(self) -> bool:
+        """Wait for work; False when there was none for a while."""
+        lock = allocate_lock()
+        lock.acquire()
+        self._idle.append(lock)
+        if self.queue or self._closed:
+            lock.acquire(False)
+        elif lock.acquire(timeout=_LINGER_SECONDS):
+            return True
+        try:
+            self._idle.remove(lock)
+        except ValueError:
+            return True  # woken at this moment: the work is ours to look for
+        return bool(self.queue) and not self._closed
+
+    def interrupt_threads(self) -> None:
+        """Raise KeyboardInterrupt in the executor threads that run user code, at their next bytecode."""
+        if not self.running_user_code:
+            return
+        import ctypes  # costs 10 ms to import; interrupts are rare
+
+        for ident in list(self.running_user_code):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt))
+
+
+def call_in_user_code(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # exposed
+    """The one frame below which user code runs: interrupts are let through here."""
+    return function(*args, **kwargs)

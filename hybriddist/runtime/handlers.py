@@ -1,0 +1,279 @@
+"""What each message means to the process that receives it.
+
+Handlers run on whichever thread receives, in the order of the messages, and must not block: what runs user code or
+pickles (calls, requests) is queued for an executing thread. `TABLE` maps each message class to its handler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final
+
+from hybriddist.core import captured, payload
+from hybriddist.core.exits import ExitReason
+from hybriddist.core.messages import (
+    REPORT_START,
+    Call,
+    Claims,
+    Define,
+    Forget,
+    Identify,
+    Join,
+    Joined,
+    Leave,
+    Left,
+    Members,
+    Mode,
+    Operation,
+    Outcome,
+    Request,
+    Result,
+    Started,
+)
+from hybriddist.errors import RemoteProtocolError, SerializationError, TransportError
+from hybriddist.ids import DRIVER, RRID
+from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.execution import call_in_user_code
+
+if TYPE_CHECKING:
+    from hybriddist.runtime.peer import Peer
+    from hybriddist.runtime.process import Process
+
+
+def is_coroutine(value: Any) -> bool:
+    """Whether a call's value is what an ``async def`` returns."""
+    return type(value) is CoroutineType
+
+
+# ---- calls ------------------------------------------------------------------------------------------------------
+
+
+def _on_call(peer: Peer, call: Call) -> None:
+    if call.mode == Mode.STORE or call.mode == Mode.WAIT:
+        peer.process.store.created(RRID(call.whence, call.id))
+    if call.function_key:
+        # Looked up now: the function may be forgotten before the call's turn comes.
+        function = peer.functions_in.find(call.function_key)
+        peer.process.executor.queue.append(partial(_run_call, peer, call, function))
+    else:
+        peer.process.executor.queue.append(partial(_run_call, peer, call, None))
+
+
+def _run_call(peer: Peer, call: Call, definition: Any) -> None:
+    """Run a call and do with its end what its mode says."""
+    process = peer.process
+    if call.mode & REPORT_START:
+        call.mode &= ~REPORT_START
+        if not process.receiver.is_main():
+            _report_start(peer, call.call_id)
+    try:
+        value = call_in_user_code(_perform, (peer, call, definition), {})
+    except BaseException as error:
+        _finish_call(peer, call, Outcome.ERROR, captured.capture(error))
+        return
+    if is_coroutine(value):
+        process.run_coroutine(value).add_done_callback(partial(_finish_coroutine, peer, call))
+    else:
+        _finish_call(peer, call, Outcome.VALUE, value)
+
+
+def _report_start(peer: Peer, call_id: int) -> None:
+    with contextlib.suppress(TransportError):  # whoever asked is gone
+        peer.send(Started(call_id))
+
+
+def _perform(peer: Peer, call: Call, definition: Any) -> Any:
+    """Unpickle and run: user code both."""
+    running = peer.process.executor.running_user_code
+    ident = threading.get_ident()
+    outer = running.get(ident, 0)
+    running[ident] = call.call_id
+    try:
+        if definition is not None:
+            function = definition.load()
+            args, kwargs = payload.loads(call.body, call.buffers) if len(call.body) else ((), {})
+        else:
+            function, args, kwargs = payload.loads(call.body, call.buffers)
+        # The message's own hold on large buffers ends here: they live as long as the arguments do.
+        call.body, call.buffers = b"", ()
+        return function(*args, **kwargs)
+    finally:
+        if outer:
+            running[ident] = outer
+        else:
+            running.pop(ident, None)
+
+
+def _finish_coroutine(peer: Peer, call: Call, future: Any) -> None:
+    error = future.exception() if not future.cancelled() else None
+    if error is not None:
+        _finish_call(peer, call, Outcome.ERROR, captured.capture(error))
+    else:
+        _finish_call(peer, call, Outcome.VALUE, future.result())
+
+
+def _finish_call(peer: Peer, call: Call, outcome: int, content: Any) -> None:
+    if call.mode == Mode.FETCH:
+        reply(peer, call.call_id, outcome, content)
+        return
+    if call.mode == Mode.DO:
+        if outcome == Outcome.ERROR:
+            print(f"remote_do on process {peer.process.pid} failed:\n{content}", file=sys.stderr)
+        return
+    peer.process.store.finish(RRID(call.whence, call.id), outcome, content)
+    if call.mode == Mode.WAIT:
+        reply(peer, call.call_id, outcome, content if outcome == Outcome.ERROR else None)
+
+
+def run_here(process: Process, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rrid: RRID | None) -> None:
+    """A call of the process to itself, on an executor thread, by reference."""
+    try:
+        value = call_in_user_code(function, args, kwargs)
+        if is_coroutine(value):
+            value = process.run_coroutine(value).result()
+        outcome = Outcome.VALUE
+    except BaseException as error:
+        value, outcome = captured.capture(error), Outcome.ERROR
+    if rrid is not None:
+        process.store.finish(rrid, outcome, value)
+    elif outcome == Outcome.ERROR:
+        print(f"remote_do on process {process.pid} failed:\n{value}", file=sys.stderr)
+
+
+def reply(peer: Peer, call_id: int, outcome: int, content: Any) -> None:
+    """Send the end of a call or request. What cannot be pickled becomes an error; the connection stays."""
+    try:
+        if outcome == Outcome.VALUE:
+            try:
+                body, buffers = peer.process.encode(content, peer.pid) if content is not None else (b"", ())
+            except (SerializationError, KeyboardInterrupt) as error:
+                outcome, content = Outcome.ERROR, captured.capture(error)
+        if outcome == Outcome.ERROR:
+            body, buffers = captured.dump(content)
+        peer.send(Result(call_id, outcome, body, buffers))
+    except TransportError:
+        pass  # whoever asked is gone; nobody is left to tell
+
+
+# ---- references -------------------------------------------------------------------------------------------------
+
+
+def _on_request(peer: Peer, request: Request) -> None:
+    peer.process.executor.queue.append(partial(_run_request, peer, request))
+
+
+def _run_request(peer: Peer, request: Request) -> None:
+    store = peer.process.store
+    rrid = RRID(request.whence, request.id)
+    operation = request.operation
+    if operation == Operation.PUT:
+        try:
+            (value,) = call_in_user_code(payload.loads, (request.body, request.buffers), {})
+            store.put(rrid, value)
+        except BaseException as error:
+            reply(peer, request.call_id, Outcome.ERROR, captured.capture(error))
+        else:
+            reply(peer, request.call_id, Outcome.VALUE, None)
+    elif operation == Operation.IS_READY:
+        reply(peer, request.call_id, Outcome.VALUE, store.entry(rrid).done)
+    else:
+        store.entry(rrid).add_callback(partial(_answer, peer, request.call_id, operation))
+
+
+def _answer(peer: Peer, call_id: int, operation: int, entry: Completion) -> None:
+    """A value that a request waits for is there."""
+    wanted = operation == Operation.FETCH or entry.outcome == Outcome.ERROR
+    reply(peer, call_id, entry.outcome, entry.content if wanted else None)
+
+
+def _on_claims(peer: Peer, message: Claims) -> None:
+    peer.process.store.change(message.changes)
+
+
+# ---- functions --------------------------------------------------------------------------------------------------
+
+
+def _on_define(peer: Peer, message: Define) -> None:
+    peer.functions_in.define(message.key, message.body, message.buffers)
+
+
+def _on_started(peer: Peer, message: Started) -> None:
+    completion = peer.pending.get(message.call_id)
+    if completion is not None:
+        completion.started = True
+
+
+def _on_forget(peer: Peer, message: Forget) -> None:
+    peer.functions_in.forget(message.key)
+
+
+# ---- membership -------------------------------------------------------------------------------------------------
+
+
+def _on_join(peer: Peer, message: Join) -> None:
+    peer.process.links.joining(peer, payload.loads(message.body))
+
+
+def _on_joined(peer: Peer, message: Joined) -> None:
+    peer.process.links.joined(peer, payload.loads(message.body))
+
+
+def _on_identify(peer: Peer, message: Identify) -> None:
+    peer.process.links.identified(peer, payload.loads(message.body))
+
+
+def _on_members(peer: Peer, message: Members) -> None:
+    _only_from_driver(peer, message)
+    peer.process.membership.replace(payload.loads(message.body))
+
+
+def _on_left(peer: Peer, message: Left) -> None:
+    _only_from_driver(peer, message)
+    fields = payload.loads(message.body)
+    reason: ExitReason = fields["reason"]
+    peer.process.links.left(fields["pid"], reason)
+
+
+def _on_leave(peer: Peer, message: Leave) -> None:
+    _only_from_driver(peer, message)
+    process = peer.process
+    process.leaving.set()
+    if process.receiver.main_is_running():
+        # A call holds the main thread, perhaps for ever. Leaving must not depend on it.
+        process.spawn(_leave_at_once, "hybriddist-leaving")
+    else:
+        process.receiver.close(0)
+
+
+def _leave_at_once() -> None:
+    with contextlib.suppress(OSError, ValueError):  # the driver reads no more: leave all the same
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
+
+
+def _only_from_driver(peer: Peer, message: object) -> None:
+    if peer.pid != DRIVER:
+        raise RemoteProtocolError(f"process {peer.pid} sent {type(message).__name__}, which only the driver may")
+
+
+TABLE: Final[Mapping[type, Callable[[Any, Any], None]]] = {
+    Call: _on_call,
+    Request: _on_request,
+    Claims: _on_claims,
+    Define: _on_define,
+    Forget: _on_forget,
+    Started: _on_started,
+    Join: _on_join,
+    Joined: _on_joined,
+    Identify: _on_identify,
+    Members: _on_members,
+    Left: _on_left,
+    Leave: _on_leave,
+}

@@ -1,0 +1,428 @@
+"""How a process gets its connections, and what happens when one ends.
+
+Every connection begins as a stream socket and ends up as a `Peer`::
+
+    connector                                              acceptor (a worker; the driver never listens)
+      connect ──────────────────────────────────────────►  accept, on a thread of its own, with a deadline
+      greet: mutual proof of the cookie  ◄──────────────►  greet
+      "S" + offer of a segment  (the shared-memory probe) ►  attach ─► yes: shared memory, the socket is the doorbell
+      or "T"                    ─────────────────────────►  plain stream frames
+      Join (driver) / Identify (worker)  ────────────────►  now the peer has a pid
+      ◄──────────────────────────────────────────── Joined  (the answer to Join)
+
+Of two workers the higher pid connects. A lower one asks for it through the driver, so that there is never more than
+one connection of a pair. Nothing of a peer is unpickled before its proof.
+"""
+
+from __future__ import annotations
+
+import socket
+import warnings
+from _thread import allocate_lock
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hybriddist import limits
+from hybriddist.core import payload
+from hybriddist.core.handshake import Role
+from hybriddist.core.exits import ExitReason
+from hybriddist.core.membership import Member
+from hybriddist.core.messages import Identify, Join, Joined, Left
+from hybriddist.core.protocol import Protocol as ProtocolState
+from hybriddist.deadline import Deadline
+from hybriddist.errors import (
+    ConnectError,
+    HybridDistError,
+    ProcessExitedException,
+    RemoteProtocolError,
+    SharedMemoryFull,
+    TransportError,
+)
+from hybriddist.greeting import greet
+from hybriddist.ids import DRIVER
+from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.peer import Peer
+from hybriddist.runtime.roster import Roster
+from hybriddist.transport import Transport
+
+if TYPE_CHECKING:
+    from hybriddist.runtime.process import Process
+
+_REASON_SECONDS = 1.0
+"""How long a worker waits for the driver's word on why another worker is gone, before it says "connection lost"."""
+
+
+class _Listener(Protocol):
+    def fileno(self) -> int: ...
+    def accept(self) -> socket.socket | None: ...
+    def close(self) -> None: ...
+
+
+class _Doorman:
+    """A listener in the poller: hands each connection to a thread that greets it."""
+
+    def __init__(self, links: Links, listener: _Listener) -> None:
+        self._links = links
+        self.listener = listener
+
+    def on_ready(self) -> None:
+        sock = self.listener.accept()
+        if sock is not None:
+            self._links.welcome(sock)
+
+
+class Links:
+    """The connections of one process."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._doormen: list[_Doorman] = []
+        self._unproven: dict[int, socket.socket] = {}
+        self._connecting: dict[int, Completion] = {}
+        self._awaited: dict[int, Completion] = {}
+        self._joining: dict[Peer, Completion] = {}
+        self._buried: dict[Peer, Completion] = {}
+        self._lock = allocate_lock()
+        self.arrived = Completion()
+        """Done when the driver's Join has come: what a new worker waits for."""
+        self._warned_full = False
+
+    # ---- accepting --------------------------------------------------------------------------------------------
+
+    def listen(self, listener: _Listener) -> None:
+        """Accept connections from ``listener`` from now on."""
+        doorman = _Doorman(self, listener)
+        self._doormen.append(doorman)
+        self._process.poller.add(listener.fileno(), doorman)
+
+    def welcome(self, sock: socket.socket) -> None:
+        """Greet an accepted connection on a thread of its own; too many that have proved nothing: the oldest goes."""
+        with self._lock:
+            self._unproven[id(sock)] = sock
+            oldest = next(iter(self._unproven.values())) if len(self._unproven) > limits.MAX_UNPROVEN_CONNECTIONS else None
+        if oldest is not None:
+            _shut(oldest)
+        self._process.spawn(lambda: self._greet_and_attach(sock), "hybriddist-greeter")
+
+    def _greet_and_attach(self, sock: socket.socket) -> None:
+        deadline = Deadline(limits.HANDSHAKE_SECONDS)
+        try:
+            greet(sock, Role.ACCEPTOR, self._process.cookie, deadline)
+            transport = self._accepted_transport(sock, deadline)
+        except (HybridDistError, OSError):
+            # Whoever it was hears nothing, least of all why.
+            sock.close()
+            return
+        finally:
+            with self._lock:
+                self._unproven.pop(id(sock), None)
+        self._attach(Peer(self._process, transport, ProtocolState(Role.ACCEPTOR, None)))
+
+    def _accepted_transport(self, sock: socket.socket, deadline: Deadline) -> Transport:
+        from hybriddist.shm import rendezvous
+
+        sock.settimeout(deadline.remaining())
+        path = sock.recv(1)
+        sock.settimeout(None)
+        if path == rendezvous.PATH_SHM:
+            shared = rendezvous.accept(sock, deadline)
+            if shared is not None:
+                return shared
+            path = sock.recv(1)
+        if path != rendezvous.PATH_STREAM:
+            raise RemoteProtocolError(f"no path begins with {path!r}")
+        return _stream(sock)
+
+    # ---- connecting -------------------------------------------------------------------------------------------
+
+    def connect(self, pid: int) -> Peer:
+        """The connection to another process of the cluster, made now; concurrent callers share one attempt.
+
+        Raises:
+            NoSuchProcessError, ProcessExitedException, TopologyError, ConnectError.
+        """
+        process = self._process
+        membership = process.membership
+        member = membership.require(pid)
+        membership.check_topology(process.pid, pid)
+        with self._lock:
+            attempt = self._connecting.get(pid)
+            mine = attempt is None
+            if attempt is None:
+                attempt = self._connecting[pid] = Completion()
+        if not mine:
+            attempt.wait(Deadline(process.settings.worker_timeout_seconds))
+            return self._connected(pid)
+        try:
+            if pid not in process.peers:
+                if process.pid == DRIVER:
+                    raise self.exit_error(pid)
+                if process.pid > pid:
+                    self._dial_worker(member)
+                else:
+                    self._ask_for(pid)
+            return self._connected(pid)
+        finally:
+            with self._lock:
+                del self._connecting[pid]
+            attempt.complete(0, None)
+
+    def _connected(self, pid: int) -> Peer:
+        peer = self._process.peers.get(pid)
+        if peer is None:
+            self._process.membership.require(pid)
+            raise ConnectError(f"process {pid} could not be reached from process {self._process.pid}", str(pid))
+        return peer
+
+    def _ask_for(self, pid: int) -> None:
+        """Have the higher worker connect to this one; done when it has said who it is."""
+        identified = self._awaited[pid] = Completion()
+        try:
+            self._process.fetch_call(bring_together, DRIVER, (self._process.pid, pid), {})
+            if pid not in self._process.peers:
+                identified.wait(Deadline(self._process.settings.worker_timeout_seconds))
+        finally:
+            self._awaited.pop(pid, None)
+
+    def _dial_worker(self, member: Member) -> None:
+        deadline = Deadline(self._process.settings.worker_timeout_seconds)
+        transport = self.dial(member.addresses, member.transport, deadline)
+        peer = Peer(self._process, transport, ProtocolState(Role.CONNECTOR, None), member.pid)
+        self._process.peers[member.pid] = peer
+        self._attach(peer, Identify(payload.dumps({"pid": self._process.pid, "to": member.pid})[0]))
+
+    def dial(self, addresses: list[str], preference: str, deadline: Deadline) -> Transport:
+        """A proven transport to the first of ``addresses`` ("unix:PATH", "tcp:HOST:PORT") that answers.
+
+        Args:
+            preference: "auto" takes shared memory where it can be had, "shm" insists on it, "tcp" does without.
+        """
+        from hybriddist.shm import rendezvous
+
+        failure: Exception = ConnectError("the process announced no address to connect to")
+        for address in addresses:
+            scheme, _, where = address.partition(":")
+            if scheme == "unix" and preference == "tcp":
+                continue
+            sock = None
+            try:
+                sock = _open(scheme, where, deadline)
+                greet(sock, Role.CONNECTOR, self._process.cookie, deadline)
+                if preference != "tcp" and _may_share(scheme, where):
+                    try:
+                        shared = rendezvous.offer(sock, deadline)
+                    except SharedMemoryFull as error:
+                        if preference == "shm":
+                            raise
+                        shared = None
+                        self._warn_full(error)
+                    if shared is not None:
+                        return shared
+                    if preference == "shm":
+                        raise ConnectError(f"{address} cannot share memory with this process", address)
+                    if scheme == "unix":
+                        raise ConnectError(f"{address} is for shared memory only", address)
+                sock.sendall(rendezvous.PATH_STREAM)
+                return _stream(sock)
+            except (HybridDistError, OSError) as error:
+                failure = error
+                if sock is not None:
+                    sock.close()
+        raise failure
+
+    def _warn_full(self, error: SharedMemoryFull) -> None:
+        if not self._warned_full:
+            self._warned_full = True
+            warnings.warn(f"{error}; this connection uses TCP instead", RuntimeWarning, stacklevel=4)
+
+    def _attach(self, peer: Peer, first: Any = None) -> None:
+        """Let a peer's frames flow."""
+        process = self._process
+        self._buried[peer] = Completion()
+        if first is not None:
+            peer.send(first)
+        process.poller.add(peer.transport.fileno(), peer)
+        peer.on_ready()
+
+    # ---- joining ----------------------------------------------------------------------------------------------
+
+    def join(self, pid: int, transport: Transport, fields: dict[str, Any], deadline: Deadline) -> tuple[Peer, Any]:
+        """The driver's side: make the process behind ``transport`` member ``pid``.
+
+        Returns:
+            The peer, and what the worker says of itself.
+
+        Raises:
+            TimeoutError, ProcessExitedException.
+        """
+        process = self._process
+        peer = Peer(process, transport, ProtocolState(Role.CONNECTOR, None), pid)
+        answer = self._joining[peer] = Completion()
+        try:
+            process.peers[pid] = peer
+            self._attach(peer, Join(payload.dumps(fields)[0]))
+            process.start()
+            process.wait(answer, peer, deadline)
+            if not answer.done:
+                peer.lose(TransportError("no answer to Join"))
+                raise TimeoutError(f"worker {pid} did not answer in time")
+            if answer.outcome:
+                raise answer.content
+            return peer, answer.content
+        finally:
+            self._joining.pop(peer, None)
+
+    def joining(self, peer: Peer, fields: dict[str, Any]) -> None:
+        """The worker's side: the driver's Join has come."""
+        process = self._process
+        if self.arrived.done:
+            raise RemoteProtocolError("a second process says it is the driver")
+        peer.pid = DRIVER
+        process.pid = fields["pid"]
+        process.references.become(process.pid)
+        process.membership = Roster(process.pid)
+        process.membership.replace(fields["members"])
+        process.peers[DRIVER] = peer
+        peer.post(Joined(payload.dumps(process.describe(fields))[0]))
+        self.arrived.complete(0, fields)
+
+    def joined(self, peer: Peer, fields: dict[str, Any]) -> None:
+        """The driver's side: a worker has answered."""
+        answer = self._joining.get(peer)
+        if answer is None:
+            raise RemoteProtocolError(f"process {peer.pid} joins twice")
+        answer.complete(0, fields)
+
+    def identified(self, peer: Peer, fields: dict[str, Any]) -> None:
+        """A worker has connected to this one and says who it is."""
+        pid = fields["pid"]
+        if fields["to"] != self._process.pid or pid <= self._process.pid or pid in self._process.peers:
+            raise RemoteProtocolError(f"process {pid} connects to {fields['to']}, but this is {self._process.pid}")
+        peer.pid = pid
+        self._process.peers[pid] = peer
+        awaited = self._awaited.get(pid)
+        if awaited is not None:
+            awaited.complete(0, None)
+
+    # ---- the end of a connection ------------------------------------------------------------------------------
+
+    def bury(self, peer: Peer, error: BaseException) -> None:
+        """A connection has ended: find the reason, tell everybody who waits. Runs on a thread of its own."""
+        process = self._process
+        peer.abort()
+        if peer.pid and not process.leaving.is_set():
+            if process.pid != DRIVER and peer.pid == DRIVER:
+                process.driver_gone()
+            reason = self._reason(peer)
+            if process.peers.get(peer.pid) is peer:
+                del process.peers[peer.pid]
+            if reason is not None:
+                process.store.drop_process(peer.pid)
+                process.references.drop_process(peer.pid)
+        peer.fail_pending(lambda: self.exit_error(peer.pid))
+        answer = self._joining.get(peer)
+        if answer is not None and not answer.done:
+            answer.complete(-1, self.exit_error(peer.pid, str(error)))
+        buried = self._buried.pop(peer, None)
+        if buried is not None:
+            buried.complete(0, None)
+
+    def _reason(self, peer: Peer) -> ExitReason | None:
+        membership = self._process.membership
+        if self._process.on_exit is not None:
+            return self._process.on_exit(peer.pid, peer)
+        membership.wait_gone(peer.pid, _REASON_SECONDS)
+        return membership.why_gone(peer.pid)
+
+    def left(self, pid: int, reason: ExitReason) -> None:
+        """The driver says that a process is gone."""
+        self._process.membership.gone(pid, reason)
+        peer = self._process.peers.get(pid)
+        if peer is not None:
+            peer.lose(TransportError(reason.text))
+        else:
+            self._process.store.drop_process(pid)
+            self._process.references.drop_process(pid)
+
+    def announce_left(self, pid: int, reason: ExitReason) -> None:
+        """The driver's side: tell every worker that a process is gone."""
+        body = payload.dumps({"pid": pid, "reason": reason})[0]
+        for peer in list(self._process.peers.values()):
+            if peer.pid != pid and peer.lost is None:
+                try:
+                    peer.post(Left(body))
+                except TransportError:
+                    pass  # it is going itself
+
+    def gone(self, peer: Peer) -> Exception:
+        """The exception for whoever finds the connection ended; waits for the reason to be known."""
+        buried = self._buried.get(peer)
+        if buried is not None:
+            buried.wait(Deadline(2 * _REASON_SECONDS))
+        return self.exit_error(peer.pid)
+
+    def exit_error(self, pid: int, otherwise: str = "connection lost") -> ProcessExitedException:
+        """The exception that tells of the end of ``pid``."""
+        reason = self._process.membership.why_gone(pid)
+        return ProcessExitedException(pid, otherwise) if reason is None else reason.exception(pid)
+
+    def close(self) -> None:
+        """Accept nothing more."""
+        for doorman in self._doormen:
+            self._process.poller.remove(doorman.listener.fileno())
+            doorman.listener.close()
+        self._doormen.clear()
+        with self._lock:
+            unproven = list(self._unproven.values())
+        for sock in unproven:
+            _shut(sock)
+
+
+def bring_together(lower: int, higher: int) -> None:
+    """Runs on the driver: have the higher of two workers connect to the lower."""
+    from hybriddist.runtime.current import current
+
+    current().fetch_call(connect_back, higher, (lower,), {})
+
+
+def connect_back(lower: int) -> None:
+    """Runs on the higher of two workers."""
+    from hybriddist.runtime.current import current
+
+    current().peer(lower)
+
+
+def _open(scheme: str, where: str, deadline: Deadline) -> socket.socket:
+    if scheme == "unix":
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(deadline.remaining())
+            sock.connect(where)
+            sock.settimeout(None)
+        except OSError as error:
+            sock.close()
+            raise ConnectError(f"cannot connect to {where}: {error}", f"unix:{where}") from error
+        return sock
+    from hybriddist.net import socket as net_socket
+    from hybriddist.net.address import Address
+
+    return net_socket.connect(Address.parse(where), deadline)
+
+
+def _may_share(scheme: str, where: str) -> bool:
+    """Whether a shared-memory offer is worth its round trip."""
+    from hybriddist.net.address import Address, is_loopback
+
+    return scheme == "unix" or is_loopback(Address.parse(where).host)
+
+
+def _stream(sock: socket.socket) -> Transport:
+    from hybriddist.net.transport import StreamTransport
+
+    return StreamTransport(sock)
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # closed by the other side or by its greeter

@@ -1,0 +1,311 @@
+"""The driver's side of the template process: ask it for workers, hear of their ends.
+
+A `Nursery` starts one template process (``runtime/template.py``) and keeps it for later calls. One daemon thread reads
+its answers. The nursery is owned by whoever made it; there is no list of nurseries here. When the template dies, its
+workers go on; they can still be watched and signalled through the descriptors that stand for them (on Linux), only how
+they ended can no longer be known.
+
+What this module does not know: which template fits which worker (``managers/local.py`` keeps them by key), output,
+connections, the cookie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from threading import Condition, Lock, Thread
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from hybriddist.deadline import Deadline
+from hybriddist.errors import LaunchError, LaunchTimeout
+from hybriddist.limits import STDERR_TAIL_LINES
+from hybriddist.runtime import control
+from hybriddist.runtime.child import Child, ExitStatus
+from hybriddist.runtime.options import WorkerOptions
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+_COMMAND: Final = (
+    "import sys; sys.path[:] = sys.argv[3:]; "
+    "from hybriddist.runtime.template import main; main(int(sys.argv[1]), sys.argv[2])"
+)
+"""``sys.path`` first: not even the standard library is looked up in the current directory."""
+
+DEFAULT_RUNNER: Final = "hybriddist.runtime.worker:run"
+
+_END_SECONDS: Final = 3.0
+"""From the end of the control socket to the template's own end: its grace for workers, and some."""
+
+
+class TemplateDied(LaunchError):
+    """The template process ended before it answered. If it had forked a worker, that one leaves with its leash."""
+
+
+class NurseryChild(Child):
+    """A worker that the template forked."""
+
+    def __init__(self, nursery: Nursery, ospid: int, pidfd: int, stdin: IO[bytes] | None) -> None:
+        super().__init__(ospid, stdin)
+        self._nursery = nursery
+        self._pidfd = pidfd
+
+    def send_signal(self, number: int) -> bool:
+        return self._send(number, group=False)
+
+    def kill(self) -> bool:
+        return self._send(signal.SIGKILL, group=True)
+
+    def _send(self, number: int, *, group: bool) -> bool:
+        if self._status is not None:
+            return False
+        if self._nursery.signal(self.ospid, number, group=group):
+            return True
+        with self._changed:  # the template is dead; the descriptor is closed under this lock
+            if self._status is not None or self._pidfd < 0:
+                return False
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                return False
+            return True
+
+    def _ended(self, status: ExitStatus) -> None:
+        super()._ended(status)
+        with self._changed:
+            pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
+class _Request:
+    """A start that has not been answered yet."""
+
+    def __init__(self, stdin: IO[bytes] | None) -> None:
+        self.stdin = stdin
+        self.child: NurseryChild | None = None
+        self.error: LaunchError | None = None
+
+
+class Nursery:
+    """A template process and the thread that hears it. All methods may be called from any thread.
+
+    Args:
+        executable: the interpreter.
+        flags: its options, such as ``["-O"]``.
+        env: the whole environment of the template; a worker's differences from it belong into its options.
+        sys_path: where the template looks for its modules; absolute.
+        runner: "module:function" that the copies run; tests put their own here.
+
+    Raises:
+        LaunchError: the interpreter cannot be started.
+    """
+
+    def __init__(
+        self,
+        executable: str,
+        flags: Sequence[str],
+        env: Mapping[str, str],
+        sys_path: Sequence[str],
+        runner: str = DEFAULT_RUNNER,
+    ) -> None:
+        self.env = dict(env)
+        self._changed = Condition(Lock())
+        self._sending = Lock()
+        self._requests: dict[int, _Request] = {}
+        self._children: dict[int, NurseryChild] = {}
+        self._last_id = 0
+        self._alive = True
+        self._last_lines: deque[str] = deque(maxlen=STDERR_TAIL_LINES)
+        self._sock, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = self._spawn(executable, flags, theirs, sys_path, runner)
+            except OSError as error:
+                self._sock.close()
+                raise LaunchError(f"the interpreter {executable!r} cannot be started: {error}") from error
+        self.ospid = self._process.pid
+        self._thread = Thread(target=self._hear, name="hybriddist-nursery", daemon=True)
+        self._thread.start()
+
+    def _spawn(
+        self, executable: str, flags: Sequence[str], theirs: socket.socket, sys_path: Sequence[str], runner: str
+    ) -> Popen[bytes]:
+        import subprocess
+
+        return subprocess.Popen(
+            [executable, *flags, "-c", _COMMAND, str(theirs.fileno()), runner, *sys_path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+            env=self.env,
+            cwd="/",  # so that it does not hold a directory that somebody may want to unmount
+            start_new_session=True,
+            bufsize=0,
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked for workers."""
+        return self._alive
+
+    def start(
+        self,
+        options: WorkerOptions,
+        descriptors: tuple[int, int, int],
+        leash: IO[bytes] | None,
+        deadline: Deadline,
+    ) -> NurseryChild:
+        """Fork a worker and wait until it is there.
+
+        Args:
+            options: the worker's options.
+            descriptors: its stdin, stdout and stderr; they stay open here.
+            leash: the driver's end of its stdin, which the child's handle then owns.
+            deadline: for the template's answer, its own start included.
+
+        Raises:
+            TemplateDied: the template had ended, or ended before it answered.
+            LaunchError: the fork failed.
+            LaunchTimeout: no answer in time.
+        """
+        request = _Request(leash)
+        with self._changed:
+            self._last_id += 1
+            number = self._last_id
+            self._requests[number] = request
+        try:
+            with self._sending:
+                control.send(self._sock, {"do": "start", "id": number, "options": asdict(options)}, descriptors)
+        except OSError as error:
+            with self._changed:
+                self._requests.pop(number, None)
+                self._changed.wait_for(lambda: not self._alive, _END_SECONDS)  # for its exit status and last lines
+            raise self._death() from error
+        with self._changed:
+            while request.child is None and request.error is None:
+                remaining = deadline.remaining()
+                if remaining == 0:
+                    self._requests.pop(number, None)
+                    raise LaunchTimeout("the template process did not answer in time", stderr_tail=self._tail())
+                self._changed.wait(remaining)
+        if request.error is not None:
+            raise request.error
+        assert request.child is not None  # the loop's condition
+        return request.child
+
+    def signal(self, ospid: int, number: int, *, group: bool) -> bool:
+        """Have the template signal one of its children. False if the template is gone."""
+        if not self._alive:
+            return False
+        try:
+            with self._sending:
+                control.send(self._sock, {"do": "signal", "ospid": ospid, "signal": int(number), "group": group})
+        except OSError:
+            return False
+        return True
+
+    def close(self, timeout: float = _END_SECONDS) -> None:
+        """Let the template go, and with it, after a second's grace, every worker that is still there. Idempotent."""
+        if self._alive:
+            with contextlib.suppress(OSError):  # it went by itself; the thread is about to see that
+                self._sock.shutdown(socket.SHUT_WR)
+        self._thread.join(timeout)
+
+    # ---- the thread that hears ----------------------------------------------------------------------------------
+
+    def _hear(self) -> None:
+        errors = self._process.stderr
+        assert errors is not None  # it was asked for
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        poller.register(errors, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poller.poll()}
+            if errors.fileno() in ready:
+                data = os.read(errors.fileno(), 65536)
+                if data:
+                    self._last_lines.extend(data.decode("utf-8", "replace").splitlines())
+                else:
+                    poller.unregister(errors)
+            if self._sock.fileno() in ready:
+                received = control.receive(self._sock)
+                if received is None:
+                    break
+                self._understand(*received)
+        self._template_ended(errors)
+        self._watch_orphans()
+
+    def _understand(self, answer: dict[str, Any], descriptors: list[int]) -> None:
+        kind = answer["is"]
+        if kind == "exited":
+            child = self._children.pop(answer["ospid"], None)
+            if child is not None:
+                child._ended(ExitStatus.from_wait(answer["status"]))
+            return
+        with self._changed:
+            request = self._requests.pop(answer["id"], None)
+            if kind == "started":
+                leash = request.stdin if request is not None else None
+                child = NurseryChild(self, answer["ospid"], descriptors[0] if descriptors else -1, leash)
+                self._children[child.ospid] = child
+                if request is not None:
+                    request.child = child
+                # else: the caller has given up; it closes the leash, and the worker leaves
+            elif request is not None:
+                request.error = LaunchError(f"no worker could be forked: {os.strerror(answer['errno'])}")
+            self._changed.notify_all()
+
+    def _template_ended(self, errors: IO[bytes]) -> None:
+        """The control socket has ended: reap the template, fail what was asked of it."""
+        import subprocess
+
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.set_blocking(errors.fileno(), False)  # a process that it started may hold the other end for ever
+        rest = errors.read()
+        if rest:
+            self._last_lines.extend(rest.decode("utf-8", "replace").splitlines())
+        errors.close()
+        with self._sending:  # nobody sends on a number that may soon be another file's
+            self._alive = False
+            self._sock.close()
+        with self._changed:
+            for request in self._requests.values():
+                request.error = self._death()
+            self._requests.clear()
+            self._changed.notify_all()
+
+    def _watch_orphans(self) -> None:
+        """Wait for the ends of workers that have lost their parent; how they ended nobody knows."""
+        watched: dict[int, NurseryChild] = {}
+        poller = select.poll()
+        for child in self._children.values():
+            if child._pidfd >= 0:
+                watched[child._pidfd] = child
+                poller.register(child._pidfd, select.POLLIN)
+            else:
+                child._ended(ExitStatus())
+        self._children.clear()
+        while watched:
+            for pidfd, _ in poller.poll():
+                poller.unregister(pidfd)
+                watched.pop(pidfd)._ended(ExitStatus())
+
+    def _death(self) -> TemplateDied:
+        code = self._process.returncode
+        status = "" if code is None else f": {ExitStatus.from_returncode(code)}"
+        return TemplateDied(f"the template process ended{status}", stderr_tail=self._tail())
+
+    def _tail(self) -> str:
+        return "\n".join(self._last_lines)

@@ -1,0 +1,366 @@
+"""One live connection to another process: a transport, its protocol, and everything that waits for the other side.
+
+Who moves the frames::
+
+    any thread ── send ──► send_lock ──► transport ──►  ...  ──► transport ──► recv_lock ── dispatch
+                                                                                  ▲   ▲   ▲
+                     a caller that waits for its own result, for up to 50 µs ─────┘   │   │
+                     the worker's main thread, between two calls ─────────────────────┘   │
+                     the receiver thread, asleep on the descriptor until the doorbell rings ┘
+
+Whoever holds `recv_lock` receives, hands out in order, and arms the doorbell again before letting go. A thread that is
+told by the descriptor but finds the lock taken notes that in ``_missed``; the holder looks at it after letting go. So
+no thread is woken while another is already looking, which is what makes a call cost no hand-off between threads.
+
+What this module does not know: what a message means (``runtime/handlers.py``), and how a connection is made
+(``runtime/links.py``).
+"""
+
+from __future__ import annotations
+
+import os
+from _thread import allocate_lock
+from collections.abc import Callable, Sequence
+from threading import RLock
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
+
+from hybriddist.core.functions import FunctionReceiver, FunctionSender
+from hybriddist.core.messages import Define, Forget, Message, Result
+from hybriddist.core.protocol import Protocol
+from hybriddist.errors import HybridDistError, TransportError
+from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.poller import READ, WRITE
+from hybriddist.transport import Buffer, Frame, Transport
+
+if TYPE_CHECKING:
+    from hybriddist.runtime.process import Process
+
+_yield = getattr(os, "sched_yield", lambda: None)
+
+
+class Peer:
+    """The other end of one connection.
+
+    Attributes:
+        pid: the other process; 0 until it has introduced itself.
+        pending: what waits for a `Result`, by call id.
+        lost: the error that ended the connection, or None.
+    """
+
+    def __init__(self, process: Process, transport: Transport, protocol: Protocol, pid: int = 0) -> None:
+        self.process = process
+        self.transport = transport
+        self.protocol = protocol
+        self.pid = pid
+        self.pending: dict[int, Completion] = {}
+        self.requests: dict[int, Callable[[], None]] = {}
+        self.functions_out = FunctionSender()
+        self.functions_in = FunctionReceiver()
+        self.functions_lock = RLock()
+        self.send_lock = allocate_lock()
+        self.recv_lock = allocate_lock()
+        self.lost: BaseException | None = None
+        self._missed = False
+        self._timed = protocol.next_wakeup() is not None
+        self._guard = process.guard
+        self._handlers = process.handlers
+        self._queue = process.executor.queue
+        self._descriptor = transport.fileno()
+
+    # ---- sending ----------------------------------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """Send one message, in the order of the calls of this thread. Waits while too much is queued to the peer.
+
+        Raises:
+            TransportError: the connection is gone; `lost` says why.
+            LocalProtocolError: the message is over the limits; nothing was sent.
+        """
+        if not self._send_now(message):
+            self._wait_for_room()
+
+    def post(self, message: Message) -> None:
+        """Send one message without ever waiting; what does not fit is written by the thread that receives.
+
+        Raises:
+            TransportError: the connection is gone.
+        """
+        if not self._send_now(message):
+            self.watch()
+
+    def _send_now(self, message: Message) -> bool:  # shielded: a half-written frame would spoil the connection
+        with self.send_lock:
+            if self.lost is not None:
+                raise TransportError(f"the connection to process {self.pid} is gone: {self.lost}")
+            head, buffers = self.protocol.send(message, monotonic() if self._timed else 0.0)
+            try:
+                done = self.transport.send(head, buffers)
+            except TransportError as error:
+                self.lose(error)
+                raise
+        if self._guard.pending:
+            self._guard.deliver()
+        return done
+
+    def _wait_for_room(self) -> None:
+        """Write the rest. Large frames are not queued: the caller's arrays are read while it waits here."""
+        transport = self.transport
+        pause = 50e-6
+        try:
+            while not self.flush():
+                if transport.wants_write():
+                    self.process.wait_writable(self._descriptor, 0.05)
+                else:
+                    self.process.pause(pause)  # the peer frees room at memory speed; a doorbell would cost more
+                    pause = min(pause * 2, 1e-3)
+        except BaseException:
+            # Interrupted: the message counts as sent. Copy what it borrowed; the receiver thread writes the rest.
+            with self.send_lock:
+                if self.lost is None:
+                    transport.snapshot()
+            self.watch()
+            raise
+
+    def flush(self) -> bool:  # shielded
+        """Write more of what is queued; True when nothing is left."""
+        with self.send_lock:
+            if self.lost is not None:
+                raise TransportError(f"the connection to process {self.pid} is gone: {self.lost}")
+            try:
+                done = self.transport.flush()
+            except TransportError as error:
+                self.lose(error)
+                raise
+        if self._guard.pending:
+            self._guard.deliver()
+        return done
+
+    def send_frame(self, head: bytes, buffers: Sequence[Buffer]) -> None:
+        """Send a frame that the protocol has made: a heartbeat. Never waits."""
+        with self.send_lock:
+            if self.lost is None:
+                self.transport.send(head, buffers)
+
+    def function_key(self, function: Any) -> int:
+        """The key by which a call may name ``function``, 0 if it has to carry it. Sends what has to go before."""
+        with self.functions_lock:
+            key, definition = self.functions_out.key_for(function)
+            if definition is not None:
+                self.send(Define(key, *definition))
+            forgotten = self.functions_out.take_forgotten()
+            if forgotten:
+                for old in forgotten:
+                    self.send(Forget(old))
+        return key
+
+    # ---- receiving --------------------------------------------------------------------------------------------
+
+    def on_ready(self) -> None:  # shielded
+        """The descriptor is ready: called by the thread that polls."""
+        try:
+            self.transport.acknowledge()
+            if self.transport.pending_bytes():
+                self._flush_quietly()
+        except (TransportError, HybridDistError) as error:
+            self.lose(error)
+            return
+        self._missed = True
+        self._receive_if_free()
+
+    def _receive_if_free(self) -> None:
+        while self._missed and self.recv_lock.acquire(False):
+            try:
+                self._missed = False
+                self._drain()
+            finally:
+                self.recv_lock.release()
+
+    def _drain(self) -> None:
+        """Hand out what is here and arm the doorbell; the caller holds `recv_lock`."""
+        transport = self.transport
+        try:
+            while True:
+                frames = transport.receive()
+                if frames:
+                    self._dispatch(frames)
+                elif not transport.arm():
+                    return
+        except HybridDistError as error:
+            self.lose(error)
+
+    def _dispatch(self, frames: Sequence[Frame]) -> None:
+        receive = self.protocol.receive
+        pending = self.pending
+        now = monotonic() if self._timed else 0.0
+        for frame in frames:
+            message = receive(frame, now)
+            if type(message) is Result:
+                completion = pending.pop(message.call_id, None)
+                if completion is not None:
+                    completion.complete(message.outcome, message)
+            elif message is not None:
+                self._handlers[type(message)](self, message)
+        if self._queue:
+            self.process.receiver.queued()
+
+    def spin(self, seconds: float, completion: Completion | None = None) -> bool:  # shielded
+        """Receive on the calling thread, giving up after ``seconds`` without a frame.
+
+        Args:
+            completion: receive until it is done; None: until anything has come.
+
+        Returns:
+            Whether that happened.
+        """
+        if self.lost is not None or not self.recv_lock.acquire(False):
+            return completion is not None and completion.done
+        came = False
+        try:
+            self.begin_looking()
+            receive = self.transport.receive
+            end = perf_counter() + seconds
+            while completion is None or not completion.done:
+                frames = receive()
+                if frames:
+                    came = True
+                    self._dispatch(frames)
+                    if completion is None:
+                        break
+                elif perf_counter() > end:
+                    break
+                else:
+                    _yield()
+        except HybridDistError as error:
+            self.lose(error)
+        finally:
+            came |= self.end_looking()
+        if self._guard.pending:
+            self._guard.deliver()
+        return came if completion is None else completion.done
+
+    def begin_looking(self) -> None:
+        """Somebody looks: no doorbell, please. The caller holds `recv_lock`."""
+        if self.transport.rings_doorbell:
+            self.transport.disarm()
+        else:
+            self.process.poller.watch(self._descriptor, 0)
+
+    def look_once(self) -> bool:
+        """Hand out what is here; whether there was anything."""
+        if self.lost is not None:
+            return False
+        try:
+            frames = self.transport.receive()
+            if frames:
+                self._dispatch(frames)
+                return True
+        except HybridDistError as error:
+            self.lose(error)
+        return False
+
+    def end_looking(self) -> bool:
+        """Nobody looks any more: arm the doorbell and let go of `recv_lock`; whether more had come meanwhile."""
+        came = False
+        try:
+            if not self.transport.rings_doorbell:
+                self.watch()
+            elif self.lost is None and self.transport.arm():
+                came = True
+                self._drain()
+        except HybridDistError as error:
+            self.lose(error)
+        finally:
+            self.recv_lock.release()
+        if self._missed:
+            self._receive_if_free()
+        return came
+
+    def watch(self) -> None:
+        """Have the descriptor polled for what matters now."""
+        if self.lost is None:
+            self.process.poller.watch(self._descriptor, READ | WRITE if self.transport.wants_write() else READ)
+
+    def _flush_quietly(self) -> None:
+        with self.send_lock:
+            if self.lost is None:
+                done = self.transport.flush()
+        if done and not self.transport.rings_doorbell:
+            self.watch()
+
+    # ---- the end ----------------------------------------------------------------------------------------------
+
+    def lose(self, error: BaseException) -> None:
+        """The connection is over: whoever waits for the other side is told, on another thread."""
+        if self.lost is None:
+            self.lost = error
+            self.process.peer_lost(self, error)
+
+    def detach(self) -> None:
+        """Stop polling, before the transport is closed."""
+        self.process.poller.remove(self._descriptor)
+
+    def close(self, timeout: float) -> None:
+        """End in good order: flush, tell the peer, close."""
+        self.lost = self.lost or TransportError("closed")
+        self.detach()
+        with self.send_lock:
+            self.transport.close(timeout)
+
+    def abort(self) -> None:
+        """End now."""
+        self.lost = self.lost or TransportError("aborted")
+        self.detach()
+        self.transport.abort()
+
+    def fail_pending(self, make_error: Callable[[], BaseException]) -> None:
+        """End everything that waits for the other side with an error each."""
+        for call_id in list(self.pending):  # in the order in which they were sent
+            completion = self.pending.pop(call_id, None)
+            if completion is not None:
+                completion.complete(-1, make_error())
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.pid} by {self.transport.scheme}{' lost' if self.lost else ''}>"
+
+
+def spin_together(peers: Sequence[Peer], seconds: float, completion: Completion) -> bool:  # shielded
+    """Receive from several peers on the calling thread until ``completion`` is done, as `Peer.spin` does from one."""
+    held = [peer for peer in peers if peer.lost is None and peer.recv_lock.acquire(False)]
+    try:
+        for peer in held:
+            peer.begin_looking()
+        end = perf_counter() + seconds
+        while not completion.done:
+            came = False
+            for peer in held:
+                came |= peer.look_once()
+            if came:
+                end = perf_counter() + seconds
+            elif perf_counter() > end:
+                break
+            else:
+                _yield()
+    finally:
+        for peer in held:
+            peer.end_looking()
+    if held and held[0]._guard.pending:
+        held[0]._guard.deliver()
+    return completion.done
+
+
+def tick_peers(peers: Sequence[Peer]) -> float | None:
+    """Send due heartbeats and notice silence; seconds until this has to be called again, None for never."""
+    soonest: float | None = None
+    now = monotonic()
+    for peer in peers:
+        try:
+            for head, buffers in peer.protocol.tick(now):
+                peer.send_frame(head, buffers)
+            wakeup = peer.protocol.next_wakeup()
+        except HybridDistError as error:
+            peer.lose(error)
+            continue
+        if wakeup is not None:
+            soonest = wakeup if soonest is None else min(soonest, wakeup)
+    return None if soonest is None else max(0.0, soonest - now)

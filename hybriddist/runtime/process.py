@@ -1,0 +1,340 @@
+"""This process as a member of a cluster: its peers, its store, its threads, and the calls it makes.
+
+One object holds everything; nothing of it is kept in modules, so that several can live in one interpreter::
+
+                 ┌─ peers: pid ─► Peer (transport, protocol, what waits)
+    Process ─────┼─ store: RRID ─► value           references: claims on other processes' stores
+                 ├─ membership: who is there, on which node, how connected
+                 └─ receiver, executor, poller: the threads
+
+Nothing is started before the first peer comes: a process that only imports the library has no thread and no descriptor.
+
+What this module does not know: what messages mean (``handlers.py``), how connections are made (``links.py``), how
+worker processes are started (``managers``, ``cluster.py``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hybriddist import limits
+from hybriddist.core import captured as captured_module
+from hybriddist.core import payload
+from hybriddist.core.exits import ExitReason
+from hybriddist.core.messages import Call, Mode, Outcome, Request
+from hybriddist.deadline import Deadline
+from hybriddist.errors import RemoteException, TransportError
+from hybriddist.ids import RRID
+from hybriddist.runtime import handlers, links
+from hybriddist.runtime.claims import References
+from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.current import enter
+from hybriddist.runtime.execution import Executor, call_in_user_code
+from hybriddist.runtime.interrupts import InterruptGuard
+from hybriddist.runtime.peer import Peer, spin_together
+from hybriddist.runtime.poller import Poller
+from hybriddist.runtime.receiver import Receiver, SpinPolicy
+from hybriddist.runtime.roster import Roster
+from hybriddist.runtime.store import Store
+from hybriddist.settings import Settings
+
+LOST = -1
+"""Outcome of a completion whose content is the exception to raise: the peer is gone."""
+
+
+class Process:
+    """One member of a cluster.
+
+    Args:
+        pid: 1 for the driver; 0 for a worker that has not been told yet.
+        cookie: the cluster's secret.
+        settings: from the environment by default.
+        worker: its main thread belongs to the library.
+        membership: of an earlier process object of this interpreter: pids are never used again.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        *,
+        cookie: str = "",
+        settings: Settings | None = None,
+        worker: bool = False,
+        membership: Roster | None = None,
+    ) -> None:
+        self.pid = pid
+        self.cookie = cookie
+        self.settings = settings or Settings.from_environment()
+        self.membership = membership or Roster(pid)
+        self.owner: Any = None
+        """Who manages this process on a higher floor: the driver's cluster."""
+        self.guard = InterruptGuard(
+            (Peer._send_now, Peer.flush, Peer.on_ready, Peer.spin, spin_together, Receiver.serve),
+            (call_in_user_code,),
+            ignore_unless_exposed=worker,
+        )
+        self.handlers = handlers.TABLE
+        self.poller = Poller()
+        self.executor = Executor(self)
+        self.receiver = Receiver(self)
+        self.spin_policy = SpinPolicy(usable_cpu_count())
+        self.store = Store()
+        self.references = References(self)
+        self.links = links.Links(self)
+        self.peers: dict[int, Peer] = {}
+        self.watched_peers: tuple[Peer, ...] = ()
+        """Peers on other nodes: those with heartbeats."""
+        self.on_exit: Callable[[int, Peer], ExitReason | None] | None = None
+        """Asked for the reason when a peer is lost; may block for a second."""
+        self.on_driver_gone: Callable[[], None] | None = None
+        """What a worker does when the driver's connection is gone: it leaves."""
+        self.addresses: list[str] = []
+        """Where other processes of the cluster can connect to this one."""
+        self.leaving = threading.Event()
+        self._ids = itertools.count(1)
+        self.turns = itertools.count()
+        """Whose turn it is when any worker will do."""
+        self._loop: Any = None
+        self._lock = threading.Lock()
+
+    # ---- calls ------------------------------------------------------------------------------------------------
+
+    def fetch_call(self, function: Any, pid: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`remotecall_fetch`."""
+        if pid == self.pid:
+            return self.call_here(function, args, kwargs)
+        peer = self.peer(pid)
+        completion = self.start_call(function, peer, args, kwargs, Mode.FETCH, 0, 0)
+        if not completion.done:
+            self.wait(completion, peer)
+        return self.value_of(completion, peer)
+
+    def start_call(
+        self, function: Any, peer: Peer, args: tuple[Any, ...], kwargs: dict[str, Any], mode: int, whence: int, id_: int
+    ) -> Completion:
+        """Send a `Call`; its completion ends with a `Result` in modes FETCH and WAIT, and never in the others.
+
+        Raises:
+            SerializeError: something cannot be pickled; nothing was sent.
+            ProcessExitedException: the process is gone.
+        """
+        try:
+            key = peer.function_key(function)
+            if not key:
+                body, buffers = self.encode((function, args, kwargs), peer.pid, payload.CALL_LABELS)
+            elif args or kwargs:
+                body, buffers = self.encode((args, kwargs), peer.pid, payload.ARGUMENTS_LABELS)
+            else:
+                body, buffers = b"", ()
+            call_id = next(self._ids)
+            completion = Completion()
+            if mode == Mode.FETCH or mode == Mode.WAIT:
+                peer.pending[call_id] = completion
+            try:
+                peer.send(Call(call_id, mode, key, whence, id_, body, buffers))
+            except BaseException:
+                peer.pending.pop(call_id, None)
+                raise
+        except TransportError:
+            raise self.links.gone(peer) from None
+        return completion
+
+    def start_request(self, peer: Peer, operation: int, rrid: RRID, body: tuple[Any, ...] | None = None) -> Completion:
+        """Ask the holder of a reference for an operation; its completion ends with a `Result`."""
+        encoded, buffers = self.encode(body, peer.pid) if body is not None else (b"", ())
+        call_id = next(self._ids)
+        completion = Completion()
+        peer.pending[call_id] = completion
+        try:
+            peer.send(Request(call_id, operation, rrid.whence, rrid.id, encoded, buffers))
+        except TransportError:
+            peer.pending.pop(call_id, None)
+            raise self.links.gone(peer) from None
+        except BaseException:
+            peer.pending.pop(call_id, None)
+            raise
+        return completion
+
+    def wait(self, completion: Completion, peer: Peer | None = None, deadline: Deadline | None = None) -> bool:
+        """Wait for a completion: first by looking at ``peer`` on this thread, then by blocking."""
+        if peer is not None and peer.lost is None:
+            policy = self.spin_policy
+            seconds = policy.seconds()
+            if seconds and self.guard.protects_this_thread():
+                paid = peer.spin(seconds, completion)
+                policy.tell(paid)
+                if paid:
+                    return True
+        self.receiver.about_to_block()
+        return completion.wait(deadline)
+
+    def wait_for_any(self, news: Completion, peers: Sequence[Peer], timeout: float | None) -> bool:
+        """Wait until ``news`` is done, which callbacks of results from ``peers`` complete."""
+        policy = self.spin_policy
+        seconds = policy.seconds()
+        if seconds and self.guard.protects_this_thread():
+            paid = spin_together(peers, seconds, news)
+            policy.tell(paid)
+            if paid:
+                return True
+        self.receiver.about_to_block()
+        return news.wait(Deadline(timeout))
+
+    def value_of(self, completion: Completion, peer: Peer) -> Any:
+        """What a finished call or request brought: its value, or the exception raised here.
+
+        Raises:
+            RemoteException: the call raised there.
+            ProcessExitedException: the process is gone.
+            DeserializeError: the value cannot be unpickled here.
+        """
+        result = completion.content
+        if completion.outcome == Outcome.VALUE:
+            return payload.loads(result.body, result.buffers) if len(result.body) else None
+        if completion.outcome == LOST:
+            raise result
+        raise RemoteException(peer.pid, captured_module.load(result.body, result.buffers))
+
+    def call_here(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call to the own pid: on this thread, by reference; an error looks as if it came from elsewhere."""
+        try:
+            value = function(*args, **kwargs)
+            if handlers.is_coroutine(value):
+                return self.run_coroutine(value).result()
+            return value
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise RemoteException(self.pid, captured_module.capture(error)) from error
+
+    def store_call_here(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rrid: RRID | None) -> None:
+        """A call to the own pid on another thread; its end goes to the store, or on stderr where nobody asks."""
+        self.start()
+        self.executor.submit(lambda: handlers.run_here(self, function, args, kwargs, rrid))
+
+    def new_rrid(self) -> RRID:
+        """A reference id that was never used."""
+        return RRID(self.pid, next(self._ids))
+
+    def encode(self, value: Any, pid: int, labels: Sequence[str] = ()) -> tuple[bytes, Any]:
+        """Pickle a value for process ``pid``; references inside are credited to it."""
+        before = self.references.pickled
+        encoded = payload.dumps(value, labels)
+        if self.references.pickled != before:
+            return self.references.encode(value, pid)
+        return encoded
+
+    # ---- peers ------------------------------------------------------------------------------------------------
+
+    def peer(self, pid: int) -> Peer:
+        """The connection to ``pid``, made now if there is none.
+
+        Raises:
+            NoSuchProcessError, ProcessExitedException, TopologyError, ConnectError.
+        """
+        peer = self.peers.get(pid)
+        return peer if peer is not None and peer.lost is None else self.links.connect(pid)
+
+    def peer_lost(self, peer: Peer, error: BaseException) -> None:
+        """A connection ended: find out why and tell everybody who waits, on a thread of its own."""
+        self.spawn(lambda: self.links.bury(peer, error), "hybriddist-obituary")
+
+    def describe(self, join: dict[str, Any]) -> dict[str, Any]:
+        """What a worker tells the driver of itself when it joins."""
+        import os
+        import socket
+
+        from hybriddist.shm import rendezvous
+
+        probe = join.get("probe")
+        return {
+            "ospid": os.getpid(),
+            "cpus": usable_cpu_count(),
+            "host": socket.gethostname(),
+            "addresses": self.addresses,
+            "probe": rendezvous.answer_probe(probe) if probe else None,
+        }
+
+    def driver_gone(self) -> None:
+        """The connection to the driver broke: a worker does not outlive it."""
+        if self.on_driver_gone is not None:
+            self.on_driver_gone()
+
+    # ---- threads ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start receiving on a thread of its own, unless something receives already."""
+        with self._lock:
+            if self.receiver.started:
+                return
+            self.receiver.start()
+        self.guard.install()
+
+    def housekeep(self) -> None:
+        """Small chores, done by whoever has just received."""
+        self.references.flush()
+
+    def spawn(self, target: Callable[[], None], name: str) -> threading.Thread:
+        """Run something on a thread of its own, for this process."""
+        thread = threading.Thread(target=self.in_context(target), name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def in_context(self, target: Callable[[], None]) -> Callable[[], None]:
+        """``target``, run on a thread that works for this process."""
+
+        def run() -> None:
+            enter(self)
+            target()
+
+        return run
+
+    def pause(self, seconds: float) -> None:
+        """Let the other side work."""
+        time.sleep(seconds)
+
+    def wait_writable(self, descriptor: int, seconds: float) -> None:
+        """Until a descriptor has room, or for so long."""
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        poll.poll(seconds * 1000)
+
+    def run_coroutine(self, coroutine: Any) -> Any:
+        """Run a coroutine on this process's event loop; a concurrent future."""
+        import asyncio  # costs 30 ms to import; most processes never see a coroutine
+
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self.spawn(self._loop.run_forever, "hybriddist-asyncio")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def close(self, timeout: float = limits.POLITE_EXIT_SECONDS) -> None:
+        """End every connection and thread; the object is not used afterwards."""
+        deadline = Deadline(timeout)
+        self.leaving.set()
+        self.links.close()
+        for peer in list(self.peers.values()):
+            peer.close(min(0.5, deadline.remaining() or 0.0))
+        self.peers.clear()
+        self.receiver.close()
+        self.executor.close()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        self.poller.close()
+        self.guard.uninstall()
+
+
+def usable_cpu_count() -> int:
+    """CPUs that this process may use by affinity."""
+    import os
+
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1

@@ -1,0 +1,238 @@
+"""Who receives when no caller does: the receiver thread, and in a worker the main thread with its standby.
+
+*Driver* (and processes inside another interpreter): one thread sleeps in `Poller.poll` for ever, drains what is
+ready, and sees that queued calls are run by executor threads.
+
+*Worker*: the main thread is receiver and executor in one, because a hand-off between threads costs as much as the
+whole way through shared memory, and because signals and interrupts reach only the main thread::
+
+    main thread     look (50 µs) ─► run call ─► look ─► run call ──────────────► look ─► block in poll
+    standby thread       ·   tick        tick (still the same call: take over) ──┤ hands back
+                                              └ poll, receive, executor threads ─┘
+
+The standby ticks every 1.5 ms while the process is busy and sleeps without a timer once it has been idle for a while.
+When the main thread is about to block inside a call, it hands over at once instead of waiting for a tick.
+"""
+
+from __future__ import annotations
+
+import threading
+from _thread import allocate_lock
+from typing import TYPE_CHECKING
+
+from hybriddist import limits
+from hybriddist.runtime.peer import Peer, tick_peers
+
+if TYPE_CHECKING:
+    from hybriddist.runtime.process import Process
+
+_IDLE_TICKS = 40
+"""Ticks (of 1.5 ms) without work after which the standby thread sleeps until it is woken."""
+
+
+class Receiver:
+    """The thread that receives for one process."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._poller = process.poller
+        self._executor = process.executor
+        self._role = allocate_lock()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        # The worker's main thread:
+        self._main: int | None = None
+        self._running = False
+        self._serial = 0
+        self._blocking = False
+        self._standing_in = False
+        self._bell = allocate_lock()
+        self._bell.acquire()
+        self._standby_sleeps = False
+        self.hot: Peer | None = None
+        """The peer that sent last: the one worth looking at before blocking."""
+
+    # ---- the dedicated thread ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Receive on a thread of its own."""
+        self._start_thread(self._run_dedicated, "hybriddist-receiver")
+
+    @property
+    def started(self) -> bool:
+        """Whether some thread receives."""
+        return self._thread is not None
+
+    def _run_dedicated(self) -> None:
+        while not self._closed:
+            self._step()
+
+    def _step(self) -> None:
+        """Wait once for something and handle it; the caller is the one that polls."""
+        process, executor = self._process, self._executor
+        timeout = tick_peers(process.watched_peers)
+        if executor.queue:
+            timeout = limits.STANDBY_SECONDS
+        for source in self._poller.poll(timeout):
+            source.on_ready()
+        if executor.queue:
+            executor.kick()
+        process.housekeep()
+
+    # ---- the worker's main thread -----------------------------------------------------------------------------
+
+    def serve(self) -> None:  # shielded
+        """Be a worker's main thread: receive and run calls, until `close`."""
+        self._main = threading.get_ident()
+        self._start_thread(self._stand_by, "hybriddist-standby")
+        process, executor = self._process, self._executor
+        queue, spin = executor.queue, process.spin_policy
+        while not self._closed:
+            while queue:
+                try:
+                    work = queue.popleft()
+                except IndexError:
+                    break
+                self._serial += 1
+                self._running = True
+                executor.run(work)
+                self._running = False
+                if self._standing_in:
+                    self._poller.wake()  # the standby hands back
+            hot = self.hot
+            if hot is not None and hot.lost is None:
+                seconds = spin.seconds()
+                if seconds:
+                    came = hot.spin(seconds)
+                    spin.tell(came)
+                    if came or queue:
+                        continue
+            if queue:
+                continue
+            self.hot = None
+            self._rest()
+
+    def _rest(self) -> None:
+        """Block until something is ready. The standby needs no clock meanwhile."""
+        process = self._process
+        timeout = tick_peers(process.watched_peers)
+        with self._role:
+            if self._closed:
+                return
+            ready = self._poller.poll(timeout)
+        self._serial += 1
+        if self._standby_sleeps:
+            self._standby_sleeps = False
+            self._ring()
+        for source in ready:
+            source.on_ready()
+            if isinstance(source, Peer):
+                self.hot = source
+        process.housekeep()
+
+    def about_to_block(self) -> None:
+        """A thread is going to wait for another process: see that somebody receives and runs what is queued."""
+        if threading.get_ident() == self._main and self._running:
+            self._blocking = True
+            self._ring()
+        elif self._executor.queue:
+            self._executor.kick()
+
+    def queued(self) -> None:
+        """Calls were queued by this thread. The worker's main thread runs them itself when it is done looking."""
+        if self._running or threading.get_ident() != self._main:
+            self._executor.kick()
+
+    def _ring(self) -> None:
+        try:
+            self._bell.release()
+        except RuntimeError:
+            pass  # rung already
+
+    def _stand_by(self) -> None:
+        seen = -1
+        idle = 0
+        while not self._closed:
+            if idle >= _IDLE_TICKS:
+                self._standby_sleeps = True
+                if self._serial == seen and not self._running:
+                    self._bell.acquire()
+                self._standby_sleeps = False
+                idle = 0
+            else:
+                self._bell.acquire(timeout=limits.STANDBY_SECONDS)
+            serial = self._serial
+            if self._running:
+                idle = 0
+                if serial == seen or self._blocking:
+                    self._stand_in(serial)
+            elif serial == seen:
+                idle += 1
+            else:
+                idle = 0
+            seen = serial
+
+    def _stand_in(self, serial: int) -> None:
+        """Receive while the main thread is in the call it was in."""
+        self._standing_in = True
+        try:
+            with self._role:
+                while self._running and self._serial == serial and not self._closed:
+                    if self._executor.queue:
+                        self._executor.kick()
+                    self._step()
+        finally:
+            self._standing_in = False
+            self._blocking = False
+
+    # ---- both -------------------------------------------------------------------------------------------------
+
+    def is_main(self) -> bool:
+        """Whether this is the worker's main thread, which takes calls one after the other."""
+        return threading.get_ident() == self._main
+
+    def main_is_running(self) -> bool:
+        """Whether a call runs on the worker's main thread."""
+        return self._running
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Stop receiving. Waits for the thread, unless called on it."""
+        self._closed = True
+        self._ring()
+        self._poller.wake()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def _start_thread(self, target: object, name: str) -> None:
+        self._thread = threading.Thread(target=self._process.in_context(target), name=name, daemon=True)  # type: ignore[arg-type]
+        self._thread.start()
+
+
+class SpinPolicy:
+    """Whether polling before blocking pays: not with one CPU, and not when it has not paid lately.
+
+    With more runnable processes than CPUs a spinning one takes the CPU from the one it waits for (a long spin made
+    the 99th percentile 2 ms), so after a few failures in a row only every 16th wait tries again.
+    """
+
+    __slots__ = ("_failures", "_limit", "_seconds")
+
+    def __init__(self, cpus: int, seconds: float = limits.SPIN_SECONDS) -> None:
+        self._seconds = seconds if cpus > 1 else 0.0
+        self._failures = 0
+        self._limit = 8
+
+    def seconds(self) -> float:
+        """How long to spin this time; 0.0 not at all."""
+        if self._failures < self._limit:
+            return self._seconds
+        self._failures += 1
+        return self._seconds if not self._failures % 16 else 0.0
+
+    def tell(self, paid: bool) -> None:
+        """Whether what was waited for came while spinning."""
+        if paid:
+            self._failures = 0
+        else:
+            self._failures += 1

@@ -1,0 +1,93 @@
+"""The membership with a lock around it, and a way to wait for somebody's end.
+
+`Membership` decides; several threads ask and tell it at once. Each question and each change here holds one lock for
+a few microseconds; nothing is called back under it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Condition
+from typing import Any
+
+from hybriddist.core.exits import ExitReason
+from hybriddist.core.membership import Member, Membership
+from hybriddist.deadline import Deadline
+from hybriddist.ids import DRIVER
+
+
+class Roster(Membership):
+    """A `Membership` that threads may share."""
+
+    __slots__ = ("_changed",)
+
+    def __init__(self, my_pid: int = DRIVER) -> None:
+        self._changed = Condition()
+        super().__init__(my_pid)
+
+    def wait_gone(self, pid: int, seconds: float | None) -> bool:
+        """Wait until process ``pid`` is known to be gone, for at most ``seconds``; whether it is."""
+        return self.wait_until(lambda: self.why_gone(pid) is not None or self.get(pid) is None, seconds)
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float | None) -> bool:
+        """Wait until ``condition()``, looked at after each change."""
+        deadline = Deadline(seconds)
+        with self._changed:
+            return self._changed.wait_for(condition, deadline.remaining())
+
+    def allocate_pid(self) -> int:
+        with self._changed:
+            return super().allocate_pid()
+
+    def add(self, member: Member) -> Member:
+        with self._changed:
+            return super().add(member)
+
+    def joined(self, pid: int, *, same_node_as: int | None = None) -> Member:
+        with self._changed:
+            member = super().joined(pid, same_node_as=same_node_as)
+            self._changed.notify_all()
+            return member
+
+    def leaving(self, pid: int) -> Member:
+        with self._changed:
+            return super().leaving(pid)
+
+    def gone(self, pid: int, reason: ExitReason) -> bool:
+        with self._changed:
+            first = (pid in self._members or pid in self._gone) and super().gone(pid, reason)
+            self._changed.notify_all()
+            return first
+
+    def choose_topology(self, topology: str, lazy: bool | None = None) -> None:
+        with self._changed:
+            super().choose_topology(topology, lazy)
+
+    def procs(self, pid: int | None = None) -> list[int]:
+        with self._changed:
+            return super().procs(pid)
+
+    def procs_on_node(self, pid: int | None = None) -> list[int]:
+        with self._changed:
+            return super().procs_on_node(pid)
+
+    def nodes(self) -> list[list[int]]:
+        with self._changed:
+            return super().nodes()
+
+    def require(self, pid: int) -> Member:
+        with self._changed:
+            return super().require(pid)
+
+    def may_connect(self, a: int, b: int) -> bool:
+        with self._changed:
+            return super().may_connect(a, b)
+
+    def snapshot(self) -> dict[str, Any]:
+        with self._changed:
+            return super().snapshot()
+
+    def replace(self, snapshot: dict[str, Any]) -> None:
+        with self._changed:
+            super().replace(snapshot)
+            self._changed.notify_all()

@@ -1,0 +1,405 @@
+"""The arena: large buffers, copied once into recycled slots of shared memory, and lent to the receiver there.
+
+Each direction of a connection has an arena. The sender owns it: `Arena` creates segments, chooses slots and copies
+buffers in. The receiver's `ArenaReader` maps the segments and makes leases. What this module does not know: rings,
+frames, when a token travels. It needs the ring for one thing only: that a token is published after what it refers to.
+
+A token (the *place* of a buffer in a frame's table)::
+
+    bit 63   62 ... 32      31 ... 24         23 ... 0
+       1     generation     segment's index   slot
+
+The table of segments, in the connection's own segment, stored by the sender, read by the receiver::
+
+       0   retirements      how often a segment has been given back
+     128   entry of index 0:  generation (8 bytes) | name, padded with zeros (96 bytes) | unused
+     256   entry of index 1 ...
+
+A segment of the arena::
+
+       0   attached         1: the receiver has mapped it and unlinked its name
+       8   slot bytes
+      16   slots
+      24   where the slots begin (a multiple of the page)
+      64   state of slot 0, 8 bytes each
+     ...   the slots: a power of two of bytes each, many to a segment; or a single large one of whole pages
+
+A slot's life. Nobody sends a message to free it, and nothing can be lost::
+
+    FREE --sender: copy in--> SENT --receiver: token resolved--> LEASED --receiver: last view dies--> FREE
+
+Each state is stored by one side only, in one 8-byte store; the last one by a finaliser (see `core/lease.py`). A token
+that is replayed, made up or out of date finds another state or generation: `RemoteProtocolError`.
+
+Names. The sender writes a name into the table *before* it creates the segment; the receiver unlinks it as soon as it
+has attached. So whichever side survives knows every name that may still exist, and removes it. Only if both are killed
+at once can one stay, and `segment.sweep` mends that.
+
+Giving back. A segment without a slot in use goes when it has been idle for `IDLE_SECONDS`, or when its bytes are needed
+for another size; this is looked at when a buffer is sent. The receiver learns of it by ``retirements``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from functools import partial
+from threading import RLock
+from time import monotonic
+from typing import Final
+
+from hybriddist import limits
+from hybriddist.core.lease import Lessor, block_bytes
+from hybriddist.errors import RemoteProtocolError, SharedMemoryFull, TransportClosed
+from hybriddist.shm import segment
+from hybriddist.shm.segment import Budget, Segment
+from hybriddist.transport import Buffer
+
+TABLE_BYTES: Final = 128 * (1 + limits.MAX_SLOT_SEGMENTS)
+IDLE_SECONDS: Final = 10.0
+"""A segment not used for so long is given back: long for a loop that sends arrays, short for other users of memory."""
+
+RETRY_SECONDS: Final = 0.5
+"""After the file system was found full, buffers go inline for so long: asking costs 50 µs each time."""
+
+LARGE_BYTES: Final = limits.MIB
+"""From this size up a buffer has a segment of its own: rounding up to a power of two would waste too much."""
+
+_SLAB_BYTES: Final = limits.MIB
+_LARGEST_SLAB_BYTES: Final = 16 * limits.MIB
+"""The first segment of a size class, and the largest: each further one is twice as large, so that they stay few."""
+
+_COPY_BYTES: Final = limits.MIB
+"""Copied at a time: between two pieces other threads get their turn (1 MiB: 0.1 ms)."""
+
+_LOOK_AT_SLOTS: Final = 64
+"""Slots in use that one allocation looks at in search of a free one."""
+
+_PAGE_BYTES: Final = 4 * limits.KIB
+_FREE: Final = 0
+_SENT: Final = 1
+_LEASED: Final = 2
+# Words of the table and of a segment, in units of 8 bytes.
+_RETIREMENTS: Final = 0
+_ENTRY_WORDS: Final = 16
+_ATTACHED: Final = 0
+_HEADER: Final = slice(1, 4)
+_STATES: Final = 8
+_NAME_OFFSET: Final = 8
+_MAX_SLOTS: Final = 1 << 24
+_MAX_GENERATION: Final = 2**31 - 1
+
+
+class _Slab:
+    """A segment of slots, as either side sees it."""
+
+    __slots__ = (
+        "first", "generation", "index", "last_used", "memory", "segment", "slot_bytes", "slots", "states", "words",
+    )  # fmt: skip
+
+    def __init__(self, mapped: Segment, index: int, generation: int) -> None:
+        self.segment = mapped
+        self.index = index
+        self.generation = generation
+        self.memory = mapped.memory
+        self.words = self.memory[: len(self.memory) // 8 * 8].cast("Q")
+        self.slot_bytes, self.slots, self.first = self.words[_HEADER]
+        self.states = self.words[_STATES : _STATES + self.slots]
+        self.last_used = 0.0
+
+    def offset(self, number: int) -> int:
+        return self.first + number * self.slot_bytes
+
+    def token(self, number: int) -> int:
+        return 1 << 63 | self.generation << 32 | self.index << 24 | number
+
+
+def _entry_word(index: int) -> int:
+    return _ENTRY_WORDS * (1 + index)
+
+
+def _entry_name(index: int) -> slice:
+    start = 8 * _entry_word(index) + _NAME_OFFSET
+    return slice(start, start + segment.MAX_NAME_BYTES)
+
+
+_Slot = tuple[_Slab, int]
+
+
+class _SizeClass:
+    """The slots of one size."""
+
+    __slots__ = ("free", "slabs", "used")
+
+    def __init__(self) -> None:
+        self.free: list[_Slot] = []
+        self.used: deque[_Slot] = deque()  # Those that were not free when last looked at; the oldest first.
+        self.slabs = 0
+
+
+class Arena:
+    """The sender's side. For one thread at a time; `end` may be called from any.
+
+    Args:
+        table: the table of segments, `TABLE_BYTES` of shared memory, all zero.
+        budget: shared by the arenas of this process; default: an own one.
+    """
+
+    def __init__(self, table: memoryview, budget: Budget | None = None) -> None:
+        self._table = table
+        self._words = table.cast("Q")
+        self._budget = budget or Budget()
+        self._slabs: dict[int, _Slab] = {}
+        self._classes: dict[int, _SizeClass] = {}
+        self._generation = 0
+        self._no_room_until = 0.0
+        self._next_look = 0.0
+        self._ended = False
+        self._lock = RLock()
+
+    def put(self, buffer: Buffer) -> int | None:
+        """Copy a buffer into a slot.
+
+        Returns:
+            The token for the receiver; None if there is no room: send it another way. A token that is not sent must be
+            given to `cancel`.
+        """
+        length = len(buffer)
+        with self._lock:
+            taken = None if self._ended or not length else self._take(length)
+        if taken is None:
+            return None
+        slab, number = taken
+        try:
+            _copy(slab.memory, slab.offset(number), memoryview(buffer))
+        except BaseException:
+            slab.states[number] = _FREE
+            raise
+        return slab.token(number)
+
+    def cancel(self, token: int) -> None:
+        """Free the slot of a token that was not sent."""
+        with self._lock:
+            slab = self._slabs.get(token >> 24 & 0xFF)
+            if slab is not None:
+                slab.states[token & 0xFFFFFF] = _FREE
+
+    def awaits_receiver(self) -> bool:
+        """Whether buffers were sent in segments that the receiver has not attached yet, so that their names exist."""
+        with self._lock:
+            return any(not slab.words[_ATTACHED] and _SENT in slab.states for slab in self._slabs.values())
+
+    def end(self, *, keep_names: bool = False) -> None:
+        """Let all memory go. The receiver keeps what it has attached. Idempotent.
+
+        Args:
+            keep_names: the receiver is alive and will attach (and unlink) the segments in which buffers were sent.
+        """
+        with self._lock:
+            self._ended = True
+            for slab in list(self._slabs.values()):
+                self._retire(slab, keep_name=keep_names and _SENT in slab.states)
+
+    # ---- finding a slot ---------------------------------------------------------------------------------------------
+
+    def _take(self, length: int) -> _Slot | None:
+        now = monotonic()
+        if now >= self._next_look:
+            self._next_look = now + IDLE_SECONDS / 4
+            while self._retire_oldest(before=now - IDLE_SECONDS):
+                pass
+        taken = self._take_large(length) if length >= LARGE_BYTES else self._take_small(length)
+        if taken is not None:
+            slab, number = taken
+            slab.states[number] = _SENT
+            slab.last_used = now
+        return taken
+
+    def _take_large(self, length: int) -> _Slot | None:
+        best = None
+        for slab in self._slabs.values():
+            if (
+                slab.slots == 1
+                and length <= slab.slot_bytes <= 2 * length
+                and slab.states[0] == _FREE
+                and (best is None or slab.slot_bytes < best.slot_bytes)
+            ):
+                best = slab
+        best = best or self._new_slab(block_bytes(length), 1)
+        return None if best is None else (best, 0)
+
+    def _take_small(self, length: int) -> _Slot | None:
+        slot_bytes = max(limits.OUT_OF_BAND_BYTES, 1 << (length - 1).bit_length())
+        slots = self._classes.get(slot_bytes)
+        if slots is None:
+            slots = self._classes[slot_bytes] = _SizeClass()
+        used = slots.used
+        # Question and answer: the slot of the last question is free again, and still in the processor's cache.
+        if used and used[-1][0].states[used[-1][1]] == _FREE:
+            return used[-1]
+        if not slots.free:
+            for _ in range(min(len(used), _LOOK_AT_SLOTS)):
+                slab, number = slot = used.popleft()
+                (slots.free if slab.states[number] == _FREE else used).append(slot)
+        if not slots.free:
+            slab_bytes = min(_SLAB_BYTES << slots.slabs, _LARGEST_SLAB_BYTES)
+            new = self._new_slab(slot_bytes, max(4, slab_bytes // slot_bytes))
+            if new is None:
+                return None
+            slots.slabs += 1
+            slots.free = [(new, number) for number in reversed(range(new.slots))]
+        slot = slots.free.pop()
+        used.append(slot)
+        return slot
+
+    # ---- segments ---------------------------------------------------------------------------------------------------
+
+    def _new_slab(self, slot_bytes: int, slots: int) -> _Slab | None:
+        first = -(-8 * (_STATES + slots) // _PAGE_BYTES) * _PAGE_BYTES
+        size = first + slot_bytes * slots
+        now = monotonic()
+        if now < self._no_room_until:
+            return None
+        while True:
+            index = next((index for index in range(limits.MAX_SLOT_SEGMENTS) if index not in self._slabs), None)
+            if index is not None and self._budget.take(size):
+                created = self._create(index, size)
+                if created is not None:
+                    break
+                self._budget.give(size)
+            if not self._retire_oldest():
+                self._no_room_until = now + RETRY_SECONDS
+                return None
+        created.memory[8:32] = struct.pack("=QQQ", slot_bytes, slots, first)
+        self._generation = self._generation % _MAX_GENERATION + 1
+        slab = self._slabs[index] = _Slab(created, index, self._generation)
+        self._words[_entry_word(index)] = slab.generation
+        return slab
+
+    def _create(self, index: int, size: int) -> Segment | None:
+        name = segment.new_name()
+        self._table[_entry_name(index)] = name.encode().ljust(segment.MAX_NAME_BYTES, b"\0")
+        try:
+            return Segment.create(size, name)
+        except SharedMemoryFull:
+            return None
+
+    def _retire_oldest(self, before: float = float("inf")) -> bool:
+        """Give back the segment without a slot in use that was used least lately; False if there is none."""
+        idle = [slab for slab in self._slabs.values() if slab.last_used < before and not any(slab.states)]
+        if idle:
+            self._retire(min(idle, key=lambda slab: slab.last_used))
+        return bool(idle)
+
+    def _retire(self, slab: _Slab, *, keep_name: bool = False) -> None:
+        del self._slabs[slab.index]
+        slots = self._classes.get(slab.slot_bytes)
+        if slots is not None and slab.slots > 1:
+            slots.free = [slot for slot in slots.free if slot[0] is not slab]
+            slots.used = deque(slot for slot in slots.used if slot[0] is not slab)
+            slots.slabs -= 1
+        if not keep_name:
+            # The receiver must not look for it any more; with the name kept, it will attach it when it gets there.
+            self._words[_entry_word(slab.index)] = 0
+            self._words[_RETIREMENTS] += 1
+            if not slab.words[_ATTACHED]:
+                slab.segment.unlink()
+        self._budget.give(len(slab.memory))
+
+
+def _copy(memory: memoryview, offset: int, buffer: memoryview) -> None:
+    length = len(buffer)
+    if length <= _COPY_BYTES:
+        memory[offset : offset + length] = buffer
+        return
+    for start in range(0, length, _COPY_BYTES):
+        end = min(start + _COPY_BYTES, length)
+        memory[offset + start : offset + end] = buffer[start:end]
+
+
+class ArenaReader:
+    """The receiver's side. For one thread at a time; `end` may be called from any.
+
+    Args:
+        table: the sender's table of segments.
+        lessor: makes the leases; default: an own one.
+    """
+
+    def __init__(self, table: memoryview, lessor: Lessor | None = None) -> None:
+        self._table = table
+        self._words = table.cast("Q")
+        self._lessor = lessor or Lessor()
+        self._slabs: dict[int, _Slab] = {}
+        self._retirements = 0
+        self._ended = False
+        self._lock = RLock()
+
+    def resolve(self, place: int, length: int) -> memoryview:
+        """The buffer of ``length`` bytes that a token names, lent until its last view dies.
+
+        Raises:
+            RemoteProtocolError: the token does not name a buffer that was sent to us.
+            TransportBroken: the segment cannot be attached (any more).
+        """
+        index, number = place >> 24 & 0xFF, place & 0xFFFFFF
+        with self._lock:
+            self.forget_retired()
+            slab = self._slabs.get(index)
+            if slab is None:
+                slab = self._attach(index, place >> 32 & _MAX_GENERATION)
+        if place != slab.token(number) or number >= slab.slots or not 0 < length <= slab.slot_bytes:
+            raise RemoteProtocolError(f"no buffer of {length} bytes can lie at place {place:#x} of the arena")
+        states = slab.states
+        if states[number] != _SENT:
+            raise RemoteProtocolError(f"slot {number} of the arena's segment {index} holds no buffer for us")
+        states[number] = _LEASED
+        return self._lessor.lease(
+            slab.memory, slab.offset(number), length, partial(states.__setitem__, number, _FREE)
+        )
+
+    def forget_retired(self) -> None:
+        """Unmap the segments that the sender has given back. Cheap if there are none."""
+        if self._words[_RETIREMENTS] == self._retirements:
+            return
+        with self._lock:
+            self._retirements = self._words[_RETIREMENTS]
+            for index, slab in list(self._slabs.items()):
+                if self._words[_entry_word(index)] != slab.generation:
+                    del self._slabs[index]
+
+    def end(self) -> None:
+        """Let all memory go, except what is leased, and remove the names that we did not get to attach. Idempotent."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            self._slabs.clear()
+            for index in range(limits.MAX_SLOT_SEGMENTS):
+                name = self._name(index)
+                if segment.is_name(name):
+                    segment.unlink(name)
+
+    def _attach(self, index: int, generation: int) -> _Slab:
+        if self._ended:
+            raise TransportClosed("the connection is closed")
+        if index >= limits.MAX_SLOT_SEGMENTS or generation != self._words[_entry_word(index)] or not generation:
+            raise RemoteProtocolError(f"the arena has no segment {index} of generation {generation}")
+        mapped = Segment.attach(self._name(index))
+        mapped.unlink()
+        size = len(mapped.memory)
+        slab = _Slab(mapped, index, generation) if size >= _PAGE_BYTES else None
+        if (
+            slab is None
+            or not 0 < slab.slots < _MAX_SLOTS
+            or not slab.slot_bytes
+            or 8 * (_STATES + slab.slots) > slab.first
+            or (slab.slot_bytes | slab.first) % 64
+            or slab.offset(slab.slots) > size
+        ):
+            raise RemoteProtocolError(f"segment {index} of the arena, {size} bytes, is not laid out as it must be")
+        slab.words[_ATTACHED] = 1
+        self._slabs[index] = slab
+        return slab
+
+    def _name(self, index: int) -> str:
+        return bytes(self._table[_entry_name(index)]).rstrip(b"\0").decode("ascii", "replace")

@@ -1,0 +1,293 @@
+"""Frames through shared memory: two rings, two arenas, a doorbell.
+
+::
+
+      process A                     one segment                         process B
+    send    --> Producer --> [ ring A to B | table of A's arena ] --> Consumer --> receive
+    receive <-- Consumer <-- [ ring B to A | table of B's arena ] <-- Producer <-- send
+            --> Arena    --> [ slots, segments of their own     ] --> ArenaReader
+    fileno  <-------------------- doorbell (socket) -------------------> fileno
+
+The promises are those of `Transport`. What this module does not know: how the two sides found each other
+(`rendezvous.py`), and what frames mean.
+
+How it works. A frame's bytes (`core/frames.py`) go through the ring, cut anywhere; large buffers go to the arena, and
+the frame names their places. When the arena is full they follow the frame through the ring. What does not fit into the
+ring waits in the outbox. The bell is rung only for a side that said it waits: the receiver in `arm`, the sender
+whenever something stays in its outbox.
+
+*The end.* A process that closes flushes, sets the ring's closed flag and closes the doorbell. A process that dies only
+does the last, through the kernel. So whoever finds the doorbell closed reads the ring to its end, and then the flag
+tells which it was. Memory is never unmapped under a thread that still reads: it goes with the last object that refers
+to it.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, NoReturn
+
+from hybriddist import limits
+from hybriddist.core.frames import FrameDecoder, encode, encode_start
+from hybriddist.core.lease import Lessor
+from hybriddist.deadline import Deadline
+from hybriddist.errors import RemoteProtocolError, TransportBroken, TransportClosed
+from hybriddist.shm.arena import Arena, ArenaReader
+from hybriddist.shm.doorbell import Doorbell
+from hybriddist.shm.ring import Consumer, Producer
+from hybriddist.shm.segment import Budget
+from hybriddist.transport import Buffer, Frame, Transport
+
+_LARGE_HEAD_BYTES: Final = 64 * limits.KIB
+"""From this size up a head is written from where it lies; below, one write with its header is cheaper."""
+
+_CLOSING_LOOK_SECONDS: Final = 0.01
+"""`close` looks again so often: another thread may take the bell's byte off before it."""
+
+_ATTACH_SECONDS: Final = 0.25
+"""So long `close` waits for the peer to attach the segments of the last frames. Then no name is left to anybody's care;
+a peer that does not read has to take care of them itself, when it reads or ends."""
+
+
+class Direction(NamedTuple):
+    """The memory of one direction of a connection."""
+
+    ring: memoryview
+    table: memoryview
+
+
+class ShmTransport(Transport):
+    """One end of a connection through shared memory.
+
+    Args:
+        sock: the connected socket; nothing else travels on it any more. Taken over.
+        outgoing: where this side writes.
+        incoming: where this side reads.
+        budget: what the arenas of this process may take together; default: an own one.
+        allocate: memory for buffers that come through the ring.
+    """
+
+    scheme = "shm"
+    rings_doorbell = True
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        outgoing: Direction,
+        incoming: Direction,
+        *,
+        budget: Budget | None = None,
+        allocate: Callable[[int], Any] = bytearray,
+    ) -> None:
+        self._doorbell = Doorbell(sock)
+        self._producer = Producer(outgoing.ring)
+        self._arena = Arena(outgoing.table, budget)
+        self._consumer = Consumer(incoming.ring)
+        self._reader = ArenaReader(incoming.table, Lessor())
+        self._decoder = FrameDecoder(allocate=allocate, resolve=self._reader.resolve)
+        # Views of what is not written yet, in order.
+        self._outbox: deque[memoryview] = deque()
+        self._pending_bytes = 0
+        self._over = False  # This side has ended.
+        self._failure: str | None = None  # What the peer did wrong, once it did.
+
+    # ---- the sending side -------------------------------------------------------------------------------------------
+
+    def send(self, head: bytes, buffers: Sequence[Buffer] = ()) -> bool:
+        """See `Transport.send`. Buffers that find room in the arena are copied at once and not borrowed."""
+        if self._over or self._doorbell.peer_gone:
+            self._raise_end()
+        if buffers or self._outbox or len(head) >= _LARGE_HEAD_BYTES:
+            return self._send_parts(head, buffers)
+        data = encode(head)
+        producer = self._producer
+        written = producer.write(data)
+        if producer.consumer_waits():
+            self._doorbell.ring()
+        if written == len(data):
+            return True
+        self._outbox.append(memoryview(data)[written:])
+        self._pending_bytes += len(data) - written
+        return self.flush()
+
+    def _send_parts(self, head: bytes, buffers: Sequence[Buffer]) -> bool:
+        lengths = [len(buffer) for buffer in buffers]
+        places: list[int] = []
+        try:
+            for buffer, length in zip(buffers, lengths, strict=True):
+                token = self._arena.put(buffer) if length >= limits.OUT_OF_BAND_BYTES else None
+                places.append(token or 0)
+            start = encode_start(head, lengths, places)
+        except BaseException:
+            for token in places:
+                if token:
+                    self._arena.cancel(token)
+            raise
+        parts: list[Buffer] = [start + head] if len(head) < _LARGE_HEAD_BYTES else [start, head]
+        parts += [buffer for buffer, place in zip(buffers, places, strict=True) if not place and len(buffer)]
+        self._outbox.extend(map(memoryview, parts))
+        self._pending_bytes += sum(map(len, parts))
+        return self.flush()
+
+    def flush(self) -> bool:
+        """See `Transport.flush`."""
+        if self._over or self._doorbell.peer_gone:
+            self._raise_end()
+        outbox, producer = self._outbox, self._producer
+        if not outbox:
+            return True
+        while outbox:
+            part = outbox[0]
+            written = producer.write(part)
+            self._pending_bytes -= written
+            if written == len(part):
+                outbox.popleft()
+                continue
+            outbox[0] = part[written:]
+            # Wake the reader first, then ask to be woken: it makes the room.
+            if producer.consumer_waits():
+                self._doorbell.ring()
+            if not producer.wait_for_room():
+                return False
+        producer.stop_waiting()
+        if producer.consumer_waits():
+            self._doorbell.ring()
+        return True
+
+    def pending_bytes(self) -> int:
+        """See `Transport.pending_bytes`."""
+        return self._pending_bytes
+
+    def snapshot(self) -> None:
+        """See `Transport.snapshot`."""
+        outbox = self._outbox
+        for index, part in enumerate(outbox):
+            if type(part.obj) is not bytes:  # Bytes cannot change.
+                outbox[index] = memoryview(bytes(part))
+
+    def wants_write(self) -> bool:
+        """False: the doorbell tells of room."""
+        return False
+
+    # ---- the receiving side -----------------------------------------------------------------------------------------
+
+    def receive(self) -> list[Frame]:
+        """See `Transport.receive`. Takes at most one ring full at a time."""
+        if self._failure is not None:
+            raise RemoteProtocolError(self._failure)
+        if self._over:
+            self._raise_end()
+        consumer, decoder = self._consumer, self._decoder
+        try:
+            destination = decoder.destination() if decoder.mid_frame else None
+            if destination is None:
+                data = consumer.read()
+                if not data:
+                    return self._look_for_end() if self._doorbell.peer_gone else []
+                if consumer.producer_waits():
+                    self._doorbell.ring()
+                return decoder.feed(data)
+            # The middle of something large: from the ring straight to where it stays.
+            count = consumer.read_into(destination)
+            if not count:
+                return self._look_for_end() if self._doorbell.peer_gone else []
+            if consumer.producer_waits():
+                self._doorbell.ring()
+            return decoder.advance(count)
+        except RemoteProtocolError as error:
+            self._failure = str(error)
+            raise
+
+    def _look_for_end(self) -> list[Frame]:
+        """The peer is gone, and a moment ago the ring was empty."""
+        # Between that look and its end the peer may have written its last frame.
+        if self._consumer.available():
+            return []
+        if not self._decoder.mid_frame and self._consumer.closed():
+            raise TransportClosed("the peer has closed the connection")
+        raise TransportBroken(
+            "the peer is gone" + (", in the middle of a frame" if self._decoder.mid_frame else " without closing")
+        )
+
+    def arm(self) -> bool:
+        """See `Transport.arm`."""
+        if self._over:
+            return True
+        self._reader.forget_retired()
+        # `available` may raise on impossible cursors: `receive` is the place for that.
+        if self._failure is not None or self._doorbell.peer_gone:
+            return True
+        try:
+            if self._consumer.wait_for_bytes():
+                return True
+            return bool(self._outbox) and self._producer.room() > 0
+        except (RemoteProtocolError, TransportBroken):
+            return True  # Impossible cursors: looking again raises it where it belongs.
+
+    def disarm(self) -> None:
+        """See `Transport.disarm`."""
+        self._consumer.stop_waiting()
+
+    def acknowledge(self) -> None:
+        """See `Transport.acknowledge`."""
+        self._doorbell.drain()
+
+    # ---- both -------------------------------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """See `Transport.fileno`. Readable when the bell has rung or the peer is gone."""
+        return self._doorbell.fileno()
+
+    def close(self, timeout: float) -> None:
+        """See `Transport.close`. If not everything could be written in time, the peer sees the connection broken."""
+        if self._over:
+            return
+        deadline = Deadline(timeout)
+        try:
+            while not self.flush() and self._wait_for_bell(deadline):
+                pass
+            if not self._outbox:
+                self._producer.close()
+                deadline = deadline.sooner(_ATTACH_SECONDS)
+                while self._arena.awaits_receiver() and not self._doorbell.peer_gone and self._wait_for_bell(deadline):
+                    pass
+        except (TransportBroken, TransportClosed):
+            # The peer was first; there is nobody to tell.
+            self._doorbell.peer_gone = True
+        self._end(keep_names=not self._doorbell.peer_gone and not self._outbox)
+
+    def _wait_for_bell(self, deadline: Deadline) -> bool:
+        """Wait a little for the peer to make room. False: the time is over."""
+        remaining = deadline.remaining()
+        descriptor = self.fileno()
+        if descriptor < 0 or remaining == 0:
+            return False
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(1000 * (_CLOSING_LOOK_SECONDS if remaining is None else min(remaining, _CLOSING_LOOK_SECONDS)))
+        self._doorbell.drain()
+        return True
+
+    def abort(self) -> None:
+        """See `Transport.abort`."""
+        if not self._over:
+            self._end(keep_names=False)
+
+    def _end(self, *, keep_names: bool) -> None:
+        self._over = True
+        # A new outbox, instead of an empty one: another thread may be writing from it.
+        self._outbox = deque()
+        self._pending_bytes = 0
+        self._doorbell.close()
+        self._arena.end(keep_names=keep_names)
+        self._reader.end()
+
+    def _raise_end(self) -> NoReturn:
+        if self._over:
+            raise TransportClosed("this side has closed the connection")
+        if self._consumer.closed():
+            raise TransportClosed("the peer has closed the connection")
+        raise TransportBroken("the peer is gone")

@@ -1,0 +1,1 @@
+"""What several tests use; each file is named by what it does."""
