@@ -68,8 +68,10 @@ from hybriddist.errors import (
 )
 from hybriddist.future import Future
 from hybriddist.ids import RRID
+from hybriddist.loops import distributed
 from hybriddist.managers.base import ClusterManager, WorkerConfig
 from hybriddist.managers.local import LocalManager
+from hybriddist.pmap import pmap
 
 __version__ = "0.1.0"
 
@@ -112,6 +114,7 @@ __all__ = [
     "WorkerConfig",
     "addprocs",
     "cluster_cookie",
+    "distributed",
     "fetch",
     "fetchfrom",
     "interrupt",
@@ -121,6 +124,7 @@ __all__ = [
     "nprocs",
     "nworkers",
     "path_to",
+    "pmap",
     "procs",
     "procs_on_node",
     "put",

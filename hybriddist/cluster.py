@@ -69,6 +69,7 @@ class Cluster:
     def add(self, manager: ClusterManager, params: dict[str, Any]) -> list[int]:
         """Launch workers through ``manager``; their pids."""
         with self.lock:
+            self.process.guard.install()
             membership = self.process.membership
             membership.choose_topology(params["topology"], params["lazy"])
             if isinstance(manager, LocalManager):

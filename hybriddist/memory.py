@@ -218,7 +218,7 @@ class MemoryTransport(Transport):
     def receive(self) -> list[Frame]:
         frames: list[Frame] = []
         if self._receive_end is None:
-            pipe = self._incoming
+            pipe, decoder = self._incoming, self._decoder
             with self._lock:
                 pieces = pipe.take()
                 is_over, is_closed = pipe.is_over, pipe.is_closed
@@ -226,9 +226,9 @@ class MemoryTransport(Transport):
                     self._peer._ring()  # There is room again.
             try:
                 for piece in pieces:
-                    self._decode(piece, frames)
+                    _decode(decoder, piece, frames)
                 if is_over:
-                    self._decoder.eof()
+                    decoder.eof()
                     raise TransportClosed("the peer closed") if is_closed else TransportBroken("the peer is gone")
             except (TransportClosed, TransportBroken, RemoteProtocolError) as error:
                 self._end_both_sides((type(error), str(error)))
@@ -236,16 +236,6 @@ class MemoryTransport(Transport):
             kind, text = self._receive_end
             raise kind(text)
         return frames
-
-    def _decode(self, piece: bytes, frames: list[Frame]) -> None:
-        place = self._decoder.destination()
-        if place is not None:
-            count = min(len(place), len(piece))
-            place[:count] = piece[:count]
-            del place
-            frames += self._decoder.advance(count)
-            piece = piece[count:]
-        frames += self._decoder.feed(piece)
 
     def arm(self) -> bool:
         with self._lock:
@@ -305,16 +295,27 @@ class MemoryTransport(Transport):
             if self._outgoing.is_over:
                 self._peer._ring()
             self._is_armed = False
-            # Shut down first: that wakes a thread that waits on the descriptor.
-            self._bell.shutdown(socket.SHUT_RDWR)
+            self._clapper.close()  # This wakes a thread that waits on the other socket.
             self._bell.close()
-            self._clapper.close()
+            self._decoder = FrameDecoder()  # A frame that will never be complete is let go.
 
     def _end_both_sides(self, end: _End) -> None:
         if self._receive_end is None:
             self._receive_end = end
         if self._send_end is None:
             self._send_end = end
+
+
+def _decode(decoder: FrameDecoder, piece: bytes, frames: list[Frame]) -> None:
+    """Add to ``frames``; by the way that sockets take, too, where the decoder offers it."""
+    place = decoder.destination()
+    if place is not None:
+        count = min(len(place), len(piece))
+        place[:count] = piece[:count]
+        del place  # The decoder may want to turn this memory into bytes.
+        frames += decoder.advance(count)
+        piece = piece[count:]
+    frames += decoder.feed(piece)
 
 
 def memory_pair(

@@ -61,9 +61,8 @@ class _Part(NamedTuple):
 
     context: int
     members: list[int]
-    """Of an exception group, or empty."""
-
-    group_message: str
+    group_message: str | None
+    """Of an exception group, whose body has only what it is besides its members; else None."""
 
 
 def take_apart(exception: BaseException) -> list[tuple[Any, ...]]:
@@ -105,7 +104,7 @@ def _part(
     body: bytes | None
     buffers: list[memoryview]
     try:
-        body, buffers = payload.dumps(_Rebuilt(exception) if _is_plain(type(exception)) else exception)
+        body, buffers = payload.dumps(_portable(exception))
     except SerializeError as error:
         body, buffers, note = _dump_the_rest(exception, message(error))
         notes.append(note)
@@ -121,9 +120,23 @@ def _part(
             cause,
             context,
             members or [],
-            shorten(exception.message) if isinstance(exception, BaseExceptionGroup) else "",
+            shorten(exception.message) if isinstance(exception, BaseExceptionGroup) else None,
         )
     )
+
+
+def _portable(exception: BaseException) -> Any:
+    """What is pickled for an exception, so that nothing is lost that could travel."""
+    plain = _is_plain(type(exception))
+    if not isinstance(exception, BaseExceptionGroup):
+        return _Rebuilt(exception) if plain else exception
+    if plain:
+        return type(exception), dict(exception.__dict__)
+    try:
+        # A group with its own pickling has its own way to make one like it, too.
+        return None, exception.derive([StandIn("member", "")])
+    except Exception as error:
+        raise SerializeError(f"its derive() failed: {headline(error)}") from error
 
 
 def _is_plain(cls: type[BaseException]) -> bool:
@@ -210,37 +223,33 @@ def put_together(raw_parts: list[tuple[Any, ...]], traceback_text: str) -> BaseE
         found = made[index]
         if found is None:
             part = parts[index]
-            members = [make(member) for member in part.members if member > 0]
-            found = made[index] = _make(part, members, "" if index else traceback_text)
+            if part.group_message is not None:
+                members = [make(member) for member in part.members if member > 0]
+                found = _make_group(part, members or [StandIn("Exception", "left out, since there are too many")])
+            else:
+                found = _make(part, "" if index else traceback_text)
+            made[index] = found
         return found
 
-    def link(exception: BaseException, part: _Part) -> None:
-        """Give an exception its cause, context and notes, and the members of a group theirs."""
+    for index, part in enumerate(parts):
+        exception = make(index)
         if part.cause >= 0:
             exception.__cause__ = make(part.cause)
         if part.context >= 0:
             exception.__context__ = make(part.context)
-        if not isinstance(exception, RemoteException):
+        if not isinstance(exception, RemoteException):  # its constructor has set its cause
             exception.__suppress_context__ = part.suppress_context
         if part.notes and not getattr(exception, "__notes__", None):
             for note in part.notes:
                 exception.add_note(note)
-        if isinstance(exception, BaseExceptionGroup) and len(exception.exceptions) == len(part.members):
-            # The members in its own pickle are other objects than those of the parts.
-            for own, member in zip(exception.exceptions, part.members, strict=True):
-                if member > 0 and own is not made[member]:
-                    link(own, parts[member])
-
-    for index, part in enumerate(parts):
-        link(make(index), part)
     return make(0)
 
 
-def _make(part: _Part, members: list[BaseException], traceback_text: str) -> BaseException:
+def _make(part: _Part, traceback_text: str) -> BaseException:
     """The exception of one part, or what stands for it."""
-    stand_in = BaseExceptionGroup(part.group_message, members) if members else StandIn(part.type_name, part.text)
+    original = StandIn(part.type_name, part.text)
     if part.body is None:
-        return stand_in
+        return original
     try:
         exception = payload.loads(part.body, part.buffers)
         if isinstance(exception, BaseException):
@@ -248,12 +257,27 @@ def _make(part: _Part, members: list[BaseException], traceback_text: str) -> Bas
         error = DeserializeError(f"the pickle of a {part.type_name} became a {payload.type_name(exception)}")
     except DeserializeError as failure:
         error = failure
-    if members:
-        return stand_in
-    original = StandIn(part.type_name, part.text)
     if traceback_text:
         original.add_note(traceback_text)
     return CompositeException(f"a {part.type_name} arrived that cannot be rebuilt here", [original, error])
+
+
+def _make_group(part: _Part, members: list[BaseException]) -> BaseException:
+    """A group of its members; of its own class, if that can be had here."""
+    text = part.group_message or part.type_name
+    note = ""
+    if part.body is not None:
+        try:
+            cls, rest = payload.loads(part.body, part.buffers)
+            group = rest.derive(members) if cls is None else rebuild(cls, (part.group_message, members), rest)
+            if isinstance(group, BaseException):
+                return group
+        except Exception as error:
+            note = f"This was a {part.type_name}: {headline(error)}"
+    group = BaseExceptionGroup(text, members)
+    if note:
+        group.add_note(shorten(note))
+    return group
 
 
 # ---- texts ------------------------------------------------------------------------------------------------------

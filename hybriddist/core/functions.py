@@ -69,12 +69,13 @@ class FunctionSender:
         if entry.is_inline:
             return 0, None
         if entry.snapshot is None:
-            return self._second_call(entry, function)
+            return self._define(entry, function) if self._look_at(entry, function) else (0, None)
         if entry.snapshot.is_current(function):
-            return entry.key, None
-        # Changed since. It may change with every call (a loop's variable), so it starts again.
+            return (entry.key, None) if entry.key else self._define(entry, function)
+        # Changed since. It may change with every call (a loop's variable): it is defined again when it has stayed.
         self._retire(entry)
-        entry.key, entry.snapshot = 0, None
+        entry.key = 0
+        self._look_at(entry, function)
         return 0, None
 
     def take_forgotten(self) -> list[int]:
@@ -96,20 +97,22 @@ class FunctionSender:
         # a new object each time.
         return 0, None
 
-    def _second_call(self, entry: _Entry, function: Any) -> tuple[int, Definition | None]:
-        snapshot = Snapshot.take(function)
-        if snapshot is None:
-            entry.is_inline = True
-            return 0, None
+    def _look_at(self, entry: _Entry, function: Any) -> bool:
+        """Remember what the function is made of; False if it may never have a key."""
+        entry.snapshot = Snapshot.take(function)
+        entry.is_inline = entry.snapshot is None
+        return not entry.is_inline
+
+    def _define(self, entry: _Entry, function: Any) -> tuple[int, Definition | None]:
         ledger = mainspace.ledger()
         generation = ledger.generation
         definition = payload.dumps(function)
         # Pickling tells the ledger what goes out. If that was news, or another thread rebound something meanwhile, this
         # call goes inline; the next one will find it settled.
-        if ledger.generation != generation or not snapshot.is_current(function):
+        if ledger.generation != generation or entry.snapshot is None or not entry.snapshot.is_current(function):
             return 0, None
         self._last_key += 1
-        entry.key, entry.snapshot = self._last_key, snapshot
+        entry.key = self._last_key
         return entry.key, definition
 
     def _retire(self, entry: _Entry) -> None:

@@ -20,13 +20,12 @@ What this module does not know: connections, messages, threads. The caller holds
 
 from __future__ import annotations
 
-import os
-import signal as signals
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from hybriddist.errors import InternalError, NoSuchProcessError, ProcessExitedException, TopologyError
+from hybriddist.core.exits import ExitReason
+from hybriddist.errors import InternalError, NoSuchProcessError, TopologyError
 from hybriddist.ids import DRIVER
 
 
@@ -54,71 +53,6 @@ _NEXT: Final[dict[State, frozenset[State]]] = {
     State.LEAVING: frozenset({State.GONE}),
     State.GONE: frozenset(),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ExitReason:
-    """Why a process is gone: a text; its exit code or the number of its signal, where known; its last lines."""
-
-    text: str
-    exitcode: int | None = None
-    signal: int | None = None
-    stderr_tail: str = ""
-
-    @classmethod
-    def lost(cls) -> ExitReason:
-        """The connection ended, and nothing more is known."""
-        return cls("connection lost")
-
-    @classmethod
-    def removed(cls) -> ExitReason:
-        """It left because it was asked to."""
-        return cls("removed from the cluster")
-
-    @classmethod
-    def from_exit(cls, exitcode: int | None, signal: int | None, stderr_tail: str = "") -> ExitReason:
-        """From an exit code or, if there is none, the number of a signal."""
-        if signal is not None:
-            return cls(f"killed by {_signal_name(signal)}", None, signal, stderr_tail)
-        if exitcode is None:
-            return cls("connection lost", stderr_tail=stderr_tail)
-        text = f"exited with code {exitcode}"
-        # A shell or an ssh server between us and the process tells signals, and failures to start, like this.
-        if exitcode in _SHELL_CODES:
-            text += f" (a shell's code for {_SHELL_CODES[exitcode]})"
-        elif 128 < exitcode < 128 + signals.NSIG:
-            text += f" (a shell's code for {_signal_name(exitcode - 128)})"
-        return cls(text, exitcode, None, stderr_tail)
-
-    @classmethod
-    def from_wait_status(cls, status: int, stderr_tail: str = "") -> ExitReason:
-        """From what `os.waitpid` tells of a process that ended."""
-        code = os.waitstatus_to_exitcode(status)
-        return cls.from_exit(None, -code, stderr_tail) if code < 0 else cls.from_exit(code, None, stderr_tail)
-
-    def with_tail(self, stderr_tail: str) -> ExitReason:
-        """The same with these last lines of stderr."""
-        return replace(self, stderr_tail=stderr_tail)
-
-    def exception(self, pid: int) -> ProcessExitedException:
-        """The exception for whoever needs process ``pid``; a new one each time, because tracebacks stick to them."""
-        return ProcessExitedException(
-            pid, self.text, exitcode=self.exitcode, signal=self.signal, stderr_tail=self.stderr_tail
-        )
-
-    def refined_by(self, later: ExitReason) -> ExitReason:
-        """The one of the two that knows more; this one if they know the same."""
-        return max(self, later, key=lambda reason: (reason.exitcode, reason.signal) != (None, None))
-
-
-_SHELL_CODES: Final = {126: "a command that cannot be run", 127: "a command that is not found"}
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return f"signal {number} ({signals.Signals(number).name})"
-    except ValueError:  # real-time signals have no names
-        return f"signal {number}"
 
 
 @dataclass(slots=True)
@@ -210,7 +144,7 @@ class Membership:
         """
         earlier = self._gone.get(pid)
         if earlier is not None:
-            self._gone[pid] = earlier.refined_by(reason)
+            self._gone[pid] = reason.or_better(earlier)
             return False
         self._change(pid, State.GONE)
         del self._members[pid]
@@ -366,7 +300,7 @@ class Membership:
         told_gone = {pid: ExitReason(*reason) for pid, reason in snapshot["gone"].items()}
         told = [Member(**fields | {"state": State(fields["state"])}) for fields in snapshot["members"]]
         missing = self._members.keys() - {member.pid for member in told} - told_gone.keys()
-        known = {pid: reason.refined_by(told_gone.get(pid, reason)) for pid, reason in self._gone.items()}
+        known = {pid: told_gone.get(pid, reason).or_better(reason) for pid, reason in self._gone.items()}
         self._gone = {pid: ExitReason.removed() for pid in missing} | told_gone | known
         self._gone.pop(self.my_pid, None)
         myself = self._members[self.my_pid]

@@ -28,15 +28,18 @@ from hybriddist.transport import Buffer, Frame
 class Mode(IntEnum):
     """What becomes of a call's value."""
 
-    FETCH = 0
+    FETCH = 0x20
     """It is sent back (`remotecall_fetch`)."""
     STORE = 1
     """It is kept under the reference (`remotecall`)."""
-    WAIT = 2
+    WAIT = 0x22
     """It is kept under the reference, and its completion is reported (`remotecall_wait`)."""
     DO = 3
     """It is dropped (`remote_do`)."""
 
+
+ANSWERED: Final = 0x20
+"""Part of the modes whose call is answered by a `Result`."""
 
 REPORT_START: Final = 0x40
 """Added to a mode: if the call has to wait behind another one, a `Started` is sent when it begins."""

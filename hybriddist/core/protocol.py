@@ -177,11 +177,11 @@ class Protocol:
         """Bytes came from the peer, though not a whole frame yet."""
         self._came = now
 
-    def tick(self, now: float) -> list[Heartbeat]:
+    def tick(self, now: float) -> list[Out]:
         """Look at the clock; first receive what is there.
 
         Returns:
-            Messages to `send` now: one heartbeat or none.
+            Frames to send now: one heartbeat or none.
 
         Raises:
             PeerSilent: nothing was heard from the peer for the silence limit. This end is ENDED.
@@ -207,7 +207,7 @@ class Protocol:
         if silent >= limit:
             self.end()
             raise PeerSilent(f"nothing was heard from the peer for {silent:.1f} seconds (the limit is {limit:g})")
-        return [Heartbeat()] if now - self._sent >= beat else []
+        return [self.send(Heartbeat(), now)] if now - self._sent >= beat else []
 
     def next_wakeup(self) -> float | None:
         """When to call `tick` next, at the latest; None: no need."""

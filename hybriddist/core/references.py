@@ -123,7 +123,7 @@ class OwnerBook:
         self._gone.add(pid)
         freed = []
         for rrid, claims in list(self._claims.items()):
-            touched = rrid.whence == pid
+            touched = False
             for each, count in list(claims.items()):
                 giver, receiver = ends(each)
                 if receiver == pid or (giver == pid and count <= 0):
@@ -310,7 +310,7 @@ class HolderBook(Generic[H]):
             self._retire(earlier)
         # Of several weak references to one object the callback of the newest runs first: the append before the bell.
         bell = None if self._notify is None else weakref.ref(handle, self._ring)
-        holding = _Holding(handle, self._note_death)
+        holding = _Holding(handle, self._dropped.append)
         holding.bell = bell
         holding.rrid = rrid
         holding.owner = owner
@@ -321,11 +321,6 @@ class HolderBook(Generic[H]):
     def _ring(self, _: weakref.ref[H]) -> None:
         if not self._notified and self._notify is not None:
             self._notified = True
-            self._notify()
-
-    def _note_death(self, holding: Any) -> None:
-        self._dropped.append(holding)
-        if self._notify is not None:
             self._notify()
 
     def _collect(self) -> None:

@@ -325,6 +325,10 @@ class StreamTransport(Transport):
     def _release(self) -> None:
         if not (self._sending or self._receiving):
             self._sock.close()
+            # Let go of what was borrowed, and of a frame that will never be complete.
+            self._outbox.clear()
+            self._pending = 0
+            self._decoder = FrameDecoder()
 
     def _say_goodbye(self, deadline: Deadline) -> bool:
         """Write everything and the goodbye. False if that was not possible in time, or the peer ended first."""

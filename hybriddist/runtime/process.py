@@ -26,7 +26,7 @@ from hybriddist import limits
 from hybriddist.core import captured as captured_module
 from hybriddist.core import payload
 from hybriddist.core.exits import ExitReason
-from hybriddist.core.messages import Call, Mode, Outcome, Request
+from hybriddist.core.messages import ANSWERED, Call, Mode, Outcome, Request
 from hybriddist.deadline import Deadline
 from hybriddist.errors import RemoteException, TransportError
 from hybriddist.ids import RRID
@@ -133,7 +133,7 @@ class Process:
                 body, buffers = b"", ()
             call_id = next(self._ids)
             completion = Completion()
-            if mode == Mode.FETCH or mode == Mode.WAIT:
+            if mode & ANSWERED:
                 peer.pending[call_id] = completion
             try:
                 peer.send(Call(call_id, mode, key, whence, id_, body, buffers))
@@ -273,7 +273,6 @@ class Process:
             if self.receiver.started:
                 return
             self.receiver.start()
-        self.guard.install()
 
     def housekeep(self) -> None:
         """Small chores, done by whoever has just received."""

@@ -19,6 +19,7 @@ from typing import IO, NoReturn
 
 from hybriddist import limits
 from hybriddist.deadline import Deadline
+from hybriddist.net.address import network_address
 from hybriddist.net.listener import TcpListener
 from hybriddist.runtime.current import become
 from hybriddist.runtime.leash import Leash, take_stdin
@@ -47,7 +48,11 @@ def run(options: WorkerOptions, cookie: str | None = None, out: IO[str] | None =
     process = Process(0, cookie=cookie, settings=settings, worker=True)
     become(process)
     process.guard.install()
-    tcp = TcpListener(options.bind_host, options.bind_port or 9000 + os.getpid() % 1000)
+    tcp = TcpListener(
+        options.bind_host or network_address(),
+        options.bind_port or 9000 + os.getpid() % 1000,
+        port_is_hint=not options.bind_port,
+    )
     process.links.listen(tcp)
     process.addresses = [f"tcp:{tcp.address}"]
     if options.unix_path is not None:

@@ -93,10 +93,6 @@ _MAX_GENERATION: Final = 2**31 - 1
 class _Slab:
     """A segment of slots, as either side sees it."""
 
-    __slots__ = (
-        "first", "generation", "index", "last_used", "memory", "segment", "slot_bytes", "slots", "states", "words",
-    )  # fmt: skip
-
     def __init__(self, mapped: Segment, index: int, generation: int) -> None:
         self.segment = mapped
         self.index = index
@@ -185,7 +181,7 @@ class Arena:
                 slab.states[token & 0xFFFFFF] = _FREE
 
     def awaits_receiver(self) -> bool:
-        """Whether buffers were sent in segments that the receiver has not attached yet, so that their names exist."""
+        """Whether buffers lie in segments that the receiver has not attached yet, so that their names exist."""
         with self._lock:
             return any(not slab.words[_ATTACHED] and _SENT in slab.states for slab in self._slabs.values())
 
@@ -353,9 +349,7 @@ class ArenaReader:
         if states[number] != _SENT:
             raise RemoteProtocolError(f"slot {number} of the arena's segment {index} holds no buffer for us")
         states[number] = _LEASED
-        return self._lessor.lease(
-            slab.memory, slab.offset(number), length, partial(states.__setitem__, number, _FREE)
-        )
+        return self._lessor.lease(slab.memory, slab.offset(number), length, partial(states.__setitem__, number, _FREE))
 
     def forget_retired(self) -> None:
         """Unmap the segments that the sender has given back. Cheap if there are none."""

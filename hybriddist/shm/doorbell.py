@@ -68,12 +68,18 @@ class Doorbell:
         """The descriptor to wait on for readability; -1 after `close`."""
         return self._socket.fileno()
 
-    def close(self) -> None:
-        """End it, also for a child process that has inherited the descriptor. Idempotent, never raises."""
+    def close(self, *, shutdown: bool = True) -> None:
+        """End it. Idempotent, never raises.
+
+        Args:
+            shutdown: end it also for other processes that hold the descriptor. False in a forked child, which only
+                lets go.
+        """
         with self._lock:
             if self._socket.fileno() < 0:
                 return
-            # Wakes threads that wait on the descriptor, which `close` alone does not. Fails if the peer was first.
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+            if shutdown:
+                # Wakes threads that wait on the descriptor, which `close` does not. Fails if the peer was first.
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()

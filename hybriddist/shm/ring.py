@@ -112,8 +112,24 @@ class Producer(_Side):
         self._written = self._words[_WRITTEN]
         self._read = self._words[_READ]
 
-    def write(self, data: bytes | memoryview) -> int:
+    def position(self, ahead: int = 0) -> int:
+        """Where the next byte, or one ``ahead`` of it, stands in all that was ever written."""
+        return self._written + ahead & _CURSOR_MASK
+
+    def written_since(self, position: int) -> int:
+        """How many bytes were written since the next one stood at ``position``."""
+        return self._written - position & _CURSOR_MASK
+
+    def missing_until(self, position: int) -> int:
+        """How many bytes are to be written until the next one stands at ``position``."""
+        return position - self._written & _CURSOR_MASK
+
+    def write(self, data: bytes | memoryview, *, whole: bool = False) -> int:
         """Publish as many bytes of ``data``, from its beginning, as there is room for.
+
+        Args:
+            data: the bytes.
+            whole: write all of it or nothing.
 
         Returns:
             How many. After the last of several writes call `consumer_waits`.
@@ -128,7 +144,7 @@ class Producer(_Side):
         if self._capacity - (written - self._read & _CURSOR_MASK) < count:
             room = self.room()
             if room < count:
-                if not room:
+                if whole or not room:
                     return 0
                 data = memoryview(data)[:room]
                 count = room
@@ -143,6 +159,7 @@ class Producer(_Side):
             self._bytes[: count - first] = data[first:]
         if not self._ordered:
             self._fence()
+        # Nothing can come between the two stores, no signal handler either: both are true, or none.
         self._written = self._words[_WRITTEN] = written + count & _CURSOR_MASK
         return count
 

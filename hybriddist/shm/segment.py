@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PREFIX: Final = "hybriddist-"
 MAX_NAME_BYTES: Final = 96
 _NAME: Final = re.compile(r"hybriddist-(\d{1,10})-(\d{1,20})-(\d{1,10})-[0-9a-f]{8,32}")
-_NAMES_FOLDER: Final = "/dev/shm"  # noqa: S108 - not a temporary file: where Linux shows the names
+_NAMES_FOLDER: Final = "/dev/shm"  # where Linux shows the names
 _RESERVE_STEP_BYTES: Final = limits.MIB
 """Reserved at a time. A signal undoes the call that it interrupts: in one call a large segment under a profiler's timer
 would never get done. 1 MiB takes 0.4 ms."""

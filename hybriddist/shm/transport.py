@@ -28,13 +28,14 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from os import getpid
 from typing import Any, Final, NamedTuple, NoReturn
 
 from hybriddist import limits
 from hybriddist.core.frames import FrameDecoder, encode, encode_start
 from hybriddist.core.lease import Lessor
 from hybriddist.deadline import Deadline
-from hybriddist.errors import RemoteProtocolError, TransportBroken, TransportClosed
+from hybriddist.errors import LocalProtocolError, RemoteProtocolError, TransportBroken, TransportClosed
 from hybriddist.shm.arena import Arena, ArenaReader
 from hybriddist.shm.doorbell import Doorbell
 from hybriddist.shm.ring import Consumer, Producer
@@ -88,9 +89,10 @@ class ShmTransport(Transport):
         self._consumer = Consumer(incoming.ring)
         self._reader = ArenaReader(incoming.table, Lessor())
         self._decoder = FrameDecoder(allocate=allocate, resolve=self._reader.resolve)
-        # Views of what is not written yet, in order.
-        self._outbox: deque[memoryview] = deque()
-        self._pending_bytes = 0
+        # What is not written yet, in order, each part with its position in the stream. How much of the first part is
+        # written the ring's own cursor tells: a Ctrl-C at any moment leaves no byte lost or repeated.
+        self._outbox: deque[tuple[int, memoryview]] = deque()
+        self._ospid = getpid()
         self._over = False  # This side has ended.
         self._failure: str | None = None  # What the peer did wrong, once it did.
 
@@ -100,18 +102,17 @@ class ShmTransport(Transport):
         """See `Transport.send`. Buffers that find room in the arena are copied at once and not borrowed."""
         if self._over or self._doorbell.peer_gone:
             self._raise_end()
+        if not head:
+            raise LocalProtocolError("a frame needs a head")
         if buffers or self._outbox or len(head) >= _LARGE_HEAD_BYTES:
             return self._send_parts(head, buffers)
         data = encode(head)
         producer = self._producer
-        written = producer.write(data)
+        if not producer.write(data, whole=True):
+            return self._queue([data])
         if producer.consumer_waits():
             self._doorbell.ring()
-        if written == len(data):
-            return True
-        self._outbox.append(memoryview(data)[written:])
-        self._pending_bytes += len(data) - written
-        return self.flush()
+        return True
 
     def _send_parts(self, head: bytes, buffers: Sequence[Buffer]) -> bool:
         lengths = [len(buffer) for buffer in buffers]
@@ -127,9 +128,16 @@ class ShmTransport(Transport):
                     self._arena.cancel(token)
             raise
         parts: list[Buffer] = [start + head] if len(head) < _LARGE_HEAD_BYTES else [start, head]
-        parts += [buffer for buffer, place in zip(buffers, places, strict=True) if not place and len(buffer)]
-        self._outbox.extend(map(memoryview, parts))
-        self._pending_bytes += sum(map(len, parts))
+        parts += [buffer for buffer, place in zip(buffers, places, strict=True) if not place]
+        return self._queue(parts)
+
+    def _queue(self, parts: Sequence[Buffer]) -> bool:
+        ahead = self.pending_bytes()
+        queued = []
+        for part in parts:
+            queued.append((self._producer.position(ahead), memoryview(part)))
+            ahead += len(part)
+        self._outbox.extend(queued)
         return self.flush()
 
     def flush(self) -> bool:
@@ -140,18 +148,16 @@ class ShmTransport(Transport):
         if not outbox:
             return True
         while outbox:
-            part = outbox[0]
-            written = producer.write(part)
-            self._pending_bytes -= written
+            position, part = outbox[0]
+            written = producer.written_since(position)
             if written == len(part):
                 outbox.popleft()
-                continue
-            outbox[0] = part[written:]
-            # Wake the reader first, then ask to be woken: it makes the room.
-            if producer.consumer_waits():
-                self._doorbell.ring()
-            if not producer.wait_for_room():
-                return False
+            elif not producer.write(part[written:]):
+                # Wake the reader first, then ask to be woken: it makes the room.
+                if producer.consumer_waits():
+                    self._doorbell.ring()
+                if not producer.wait_for_room():
+                    return False
         producer.stop_waiting()
         if producer.consumer_waits():
             self._doorbell.ring()
@@ -159,14 +165,17 @@ class ShmTransport(Transport):
 
     def pending_bytes(self) -> int:
         """See `Transport.pending_bytes`."""
-        return self._pending_bytes
+        if not self._outbox:
+            return 0
+        position, part = self._outbox[-1]
+        return self._producer.missing_until(position + len(part))
 
     def snapshot(self) -> None:
         """See `Transport.snapshot`."""
         outbox = self._outbox
-        for index, part in enumerate(outbox):
+        for index, (position, part) in enumerate(outbox):
             if type(part.obj) is not bytes:  # Bytes cannot change.
-                outbox[index] = memoryview(bytes(part))
+                outbox[index] = (position, memoryview(bytes(part)))
 
     def wants_write(self) -> bool:
         """False: the doorbell tells of room."""
@@ -245,6 +254,8 @@ class ShmTransport(Transport):
         """See `Transport.close`. If not everything could be written in time, the peer sees the connection broken."""
         if self._over:
             return
+        if self._ospid != getpid():
+            return self.abort()
         deadline = Deadline(timeout)
         try:
             while not self.flush() and self._wait_for_bell(deadline):
@@ -278,9 +289,12 @@ class ShmTransport(Transport):
 
     def _end(self, *, keep_names: bool) -> None:
         self._over = True
+        if self._ospid != getpid():
+            # A forked child lets go of what it inherited. The connection is its parent's.
+            self._doorbell.close(shutdown=False)
+            return
         # A new outbox, instead of an empty one: another thread may be writing from it.
         self._outbox = deque()
-        self._pending_bytes = 0
         self._doorbell.close()
         self._arena.end(keep_names=keep_names)
         self._reader.end()

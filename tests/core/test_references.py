@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -171,6 +172,20 @@ def test_a_new_handle_keeps_its_own_credits_when_the_old_ones_are_collected_late
     assert book.handle(REF) is new
 
 
+def test_a_reference_that_arrives_while_its_handle_is_dying_gets_a_handle_of_its_own() -> None:
+    book = HolderBook[Handle](3)
+    old = book.arrived(REF, 2, 1, Handle)
+    arrived: list[Handle] = []
+    # The newest callback runs first: the handle is dead, and the book has not heard of it yet.
+    watcher = weakref.ref(old, lambda _: arrived.append(book.arrived(REF, 2, 4, Handle)))
+    del old
+    assert watcher() is None
+    assert book.handle(REF) is arrived[0]
+    assert book.take_changes(2) == [(*REF, edge(1, 3), -1)]
+    arrived.clear()
+    assert book.take_changes(2) == [(*REF, edge(4, 3), -1)]
+
+
 def test_a_handle_that_dies_in_a_cycle_and_on_another_thread_is_collected() -> None:
     book = HolderBook[Handle](3)
     handle = book.arrived(REF, 2, 1, Handle)
@@ -180,6 +195,21 @@ def test_a_handle_that_dies_in_a_cycle_and_on_another_thread_is_collected() -> N
     thread.start()
     thread.join()
     assert book.take_changes(2) == [(*REF, edge(1, 3), -1)]
+
+
+def test_the_bell_rings_after_the_append_and_once_until_the_dead_are_collected() -> None:
+    waiting: list[int] = []
+    book = HolderBook[Handle](3, notify=lambda: waiting.append(len(book._dropped)))
+    handles = [book.arrived(RRID(1, i), 2, 1, Handle) for i in range(3)]
+    del handles[0], handles[0]
+    assert waiting == [1]
+    assert len(book.take_changes(2)) == 2
+    handles.clear()
+    assert waiting == [1, 1]
+    kept = book.arrived(REF, 2, 1, Handle)
+    book.released(REF)
+    del kept
+    assert waiting == [1, 1]
 
 
 def test_changes_are_merged_and_gains_come_first() -> None:

@@ -2,96 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hybriddist.deadline import Deadline
-from hybriddist.errors import CompositeException, LaunchError, LaunchTimeout
-from hybriddist.limits import MAX_LINES_BEFORE_HEADER
-from hybriddist.managers.announcement import (
-    COMMAND_ENDED,
-    TIMED_OUT,
-    TOO_MANY_LINES,
-    parse_announcement,
-    read_announcement,
-)
+from hybriddist.errors import CompositeException, LaunchError
+from hybriddist.managers.announcement import COMMAND_ENDED
 from hybriddist.managers.base import WorkerConfig
-from hybriddist.managers.local import LocalContext, LocalManager
+from hybriddist.managers.local import LocalManager
 from hybriddist.runtime.child import ExitStatus
-from hybriddist.runtime.output import OutputRelay
-from hybriddist.settings import Settings
 from tests.helpers.polling import poll_for
-from tests.runtime import fake_worker
-
-COOKIE = "never-to-be-seen-9876543210"
-FAKE = [sys.executable, "-m", "tests.runtime.fake_worker"]
-
-
-class Launcher:
-    """What a cluster does with a manager, as far as launching goes."""
-
-    def __init__(self, directory: Path) -> None:
-        self.context = LocalContext(lambda: COOKIE, str(directory), Settings(), fake_worker.NAME)
-        self.relay = OutputRelay()
-        self.launched: list[WorkerConfig] = []
-
-    def launch(self, n: int = 1, **params: Any) -> list[WorkerConfig]:
-        manager = LocalManager(n)
-        manager.attach(self.context)
-        first = len(self.launched)
-        notified: list[int] = []
-        manager.launch(params, self.launched, lambda: notified.append(len(self.launched)))
-        assert notified == list(range(first + 1, first + 1 + n))
-        return self.launched[first:]
-
-    def announced(self, config: WorkerConfig, seconds: float = 20) -> tuple[str, int]:
-        return read_announcement(config, Deadline(seconds), self.relay)
-
-    def start(self, n: int = 1, **params: Any) -> list[WorkerConfig]:
-        configs = self.launch(n, **params)
-        for config in configs:
-            self.announced(config)
-        return configs
-
-    def close(self) -> None:
-        for config in self.launched:
-            config.process.kill()
-            config.process.release()
-            assert config.process.wait(Deadline(10)) is not None
-            if "output" not in (config.environ or {}):
-                config.io.close()
-                assert config.environ is not None
-                config.environ["stderr"].close()
-        self.relay.close(5)
-        self.context.close()
-
-
-@pytest.fixture
-def launcher(tmp_path: Path) -> Iterator[Launcher]:
-    launcher = Launcher(tmp_path)
-    yield launcher
-    launcher.close()
-
-
-@pytest.fixture
-def command(tmp_path: Path) -> Callable[[str], list[str]]:
-    """An exename that runs shell code, whatever its arguments are."""
-
-    def command(code: str) -> list[str]:
-        script = tmp_path / "command.sh"
-        script.write_text(code)
-        return ["/bin/sh", str(script)]
-
-    return command
+from tests.managers.launcher import COOKIE, FAKE, Launcher
+from tests.runtime.fake_worker import still_runs
 
 
 def told(launcher: Launcher, config: WorkerConfig, capsys: pytest.CaptureFixture[str]) -> list[Any]:
@@ -188,14 +116,6 @@ def test_interpreter_flags_that_do_not_exist(launcher: Launcher) -> None:
         assert COMMAND_ENDED in str(error)
 
 
-def test_worker_that_dies_before_it_announces(launcher: Launcher) -> None:
-    (config,) = launcher.launch(env={"FAKE_WORKER": "import sys; print('reason', file=sys.stderr); sys.exit(3)"})
-    with pytest.raises(LaunchError) as caught:
-        launcher.announced(config, seconds=60)
-    assert caught.value.message == f"{COMMAND_ENDED} (exit code 3)"
-    assert (caught.value.host, caught.value.stage, caught.value.stderr_tail) == ("localhost", "announce", "reason")
-
-
 # ---- commands ---------------------------------------------------------------------------------------------------
 
 
@@ -220,93 +140,6 @@ def test_command_gets_cookie_and_options_by_stdin(
     assert COOKIE.encode() not in Path(f"/proc/{config.ospid}/environ").read_bytes()
     config.process.release()
     assert config.process.wait(Deadline(10)) == ExitStatus(exitcode=1)
-
-
-def test_lines_before_the_announcement_are_replayed(
-    launcher: Launcher, command: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    exename = command("echo Hi; echo; echo ' hybriddist_worker:1#x'; echo 'hybriddist_worker:7#::1'; echo more; cat")
-    (config,) = launcher.launch(exename=exename)
-    assert launcher.announced(config) == ("::1", 7)
-    output = (config.environ or {})["output"]
-    poll_for(lambda: launcher.relay.drain(output, 10) and len(output.tail) == 6)  # cat echoes what it is told
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:4] == [
-        "\tFrom worker startup:\tHi",
-        "\tFrom worker startup:\t",
-        "\tFrom worker startup:\t hybriddist_worker:1#x",
-        "\tFrom worker startup:\tmore",
-    ]
-
-
-def test_command_that_exits(launcher: Launcher, command: Callable[[str], list[str]]) -> None:
-    (config,) = launcher.launch(exename=command("echo banner; echo sorry >&2; exit 3"))
-    with pytest.raises(LaunchError) as caught:
-        launcher.announced(config, seconds=60)
-    assert not isinstance(caught.value, LaunchTimeout)
-    assert caught.value.message == f"{COMMAND_ENDED} (exit code 3)"
-    assert sorted(caught.value.stderr_tail.splitlines()) == ["banner", "sorry"]
-
-
-def test_exit_is_noticed_although_another_process_holds_the_pipe(
-    launcher: Launcher, command: Callable[[str], list[str]]
-) -> None:
-    (config,) = launcher.launch(exename=command("sleep 60 & kill -9 $$"))
-    with pytest.raises(LaunchError, match="signal SIGKILL"):
-        launcher.announced(config, seconds=60)
-    os.killpg(config.ospid, signal.SIGKILL)  # type: ignore[arg-type] # the sleep
-
-
-def test_command_that_says_too_much(
-    launcher: Launcher, command: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    exename = command(f"i=0; while [ $i -le {MAX_LINES_BEFORE_HEADER} ]; do echo $i; i=$((i+1)); done; sleep 60")
-    (config,) = launcher.launch(exename=exename)
-    with pytest.raises(LaunchError) as caught:
-        launcher.announced(config, seconds=60)
-    assert caught.value.message == TOO_MANY_LINES
-    assert capsys.readouterr().out.count("\tFrom worker startup:\t") == MAX_LINES_BEFORE_HEADER + 1
-    assert config.process.wait(Deadline(10)) == ExitStatus(signal=signal.SIGKILL)
-
-
-def test_as_many_lines_as_allowed(
-    launcher: Launcher, command: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    count = MAX_LINES_BEFORE_HEADER
-    loop = f"i=0; while [ $i -lt {count} ]; do echo $i; i=$((i+1)); done"
-    exename = command(f"{loop}; echo 'hybriddist_worker:1#h'; sleep 60")
-    (config,) = launcher.launch(exename=exename)
-    assert launcher.announced(config, seconds=60) == ("h", 1)
-    assert launcher.relay.drain(config.environ["output"], 10)  # type: ignore[index]
-    assert capsys.readouterr().out.count("\tFrom worker startup:\t") == count
-
-
-def test_command_that_says_nothing(launcher: Launcher, command: Callable[[str], list[str]]) -> None:
-    (config,) = launcher.launch(exename=command("exec sleep 60"))
-    with pytest.raises(LaunchTimeout) as caught:
-        launcher.announced(config, seconds=0.05)
-    assert caught.value.message == TIMED_OUT
-    assert config.process.wait(Deadline(10)) == ExitStatus(signal=signal.SIGKILL)
-
-
-def test_deadline_spent_on_one_worker_does_not_cost_the_others(
-    launcher: Launcher, command: Callable[[str], list[str]]
-) -> None:
-    silent, good = launcher.launch(exename=command("exec sleep 60")) + launcher.launch()
-    poll_for(lambda: b"hybriddist_worker" in _peek(good))
-    deadline = Deadline(0)
-    with pytest.raises(LaunchTimeout):
-        read_announcement(silent, deadline, launcher.relay)
-    assert read_announcement(good, deadline, launcher.relay) == ("127.0.0.1", 9123)
-
-
-def _peek(config: WorkerConfig) -> bytes:
-    """What is in the worker's pipe, which is left there."""
-    import fcntl
-    import termios
-
-    count = int.from_bytes(fcntl.ioctl(config.io, termios.FIONREAD, b"\0\0\0\0"), sys.byteorder)
-    return b"hybriddist_worker" if count else b""
 
 
 @pytest.mark.parametrize("params", [{"exename": "/no/such/interpreter"}, {"exename": FAKE, "dir": "/no/such/dir"}])
@@ -372,7 +205,7 @@ def test_driver_killed_leaves_no_worker(run_python: Callable[..., Any], tmp_path
     code = """
     import os, signal, sys
     from pathlib import Path
-    from tests.managers.test_local import FAKE, Launcher
+    from tests.managers.launcher import FAKE, Launcher
     launcher = Launcher(Path(sys.argv[1]))
     stuck = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
     configs = launcher.start(3) + launcher.start(1, exename=FAKE) + launcher.launch(1, env={"FAKE_WORKER": stuck})
@@ -384,48 +217,4 @@ def test_driver_killed_leaves_no_worker(run_python: Callable[..., Any], tmp_path
     assert result.returncode == -signal.SIGKILL, result.stderr
     ospids = list(map(int, result.stdout.split()))
     assert len(ospids) == 5
-    assert poll_for(lambda: not any(map(_runs, ospids)), timeout=5)
-
-
-def _runs(ospid: int) -> bool:
-    try:
-        state = Path(f"/proc/{ospid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
-
-
-# ---- announcements ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("line", "address"),
-    [
-        ("hybriddist_worker:9009#127.0.0.1", ("127.0.0.1", 9009)),
-        ("hybriddist_worker:1#fe80::1%eth0", ("fe80::1%eth0", 1)),
-        ("hybriddist_worker:65535#host.example ", ("host.example", 65535)),
-        ("hybriddist_worker:0#h", None),
-        ("hybriddist_worker:65536#h", None),
-        ("hybriddist_worker:99999999999999#h", None),
-        ("hybriddist_worker:9009#", None),
-        ("hybriddist_worker:#h", None),
-        (" hybriddist_worker:9009#h", None),
-        ("julia_worker:9009#h", None),
-        ("hybriddist_worker:٣#h", None),
-    ],
-)
-def test_parse_announcement(line: str, address: tuple[str, int] | None) -> None:
-    assert parse_announcement(line) == address
-
-
-def test_configs_of_other_managers(capsys: pytest.CaptureFixture[str]) -> None:
-    relay = OutputRelay()
-    config = WorkerConfig()
-    with subprocess.Popen(["echo", "hybriddist_worker:80#there"], stdout=subprocess.PIPE) as process:
-        config.io = process.stdout
-        assert read_announcement(config, Deadline(10), relay) == ("there", 80)
-    config.io, config.host = io.BytesIO(b"nothing\n"), "the-host"
-    with pytest.raises(LaunchError) as caught:
-        read_announcement(config, Deadline(10), relay)
-    assert (caught.value.message, caught.value.host) == (COMMAND_ENDED, "the-host")
-    relay.close(5)
+    assert poll_for(lambda: not any(map(still_runs, ospids)), timeout=5)

@@ -181,6 +181,35 @@ def test_close_waits_until_the_peer_has_all_although_it_goes_on_sending(
     assert received.endswith(GOODBYE)
 
 
+def test_close_reads_on_so_that_a_peer_that_is_writing_can_come_to_reading(
+    raw: tuple[StreamTransport, socket.socket],
+) -> None:
+    transport, theirs = raw
+    while transport.send(b"x" * 100_000):
+        pass
+    received = bytearray()
+
+    def write_then_read() -> None:
+        theirs.sendall(bytes(8_000_000))
+        while piece := theirs.recv(100_000):
+            received.extend(piece)
+
+    with beside(write_then_read):
+        transport.close(10.0)
+    assert received.endswith(GOODBYE)
+
+
+def test_the_end_lets_go_of_buffers_and_of_a_begun_frame(raw: tuple[StreamTransport, socket.socket]) -> None:
+    transport, theirs = raw
+    lent = bytearray(10_000_000)
+    assert transport.send(b"head", [lent]) is False
+    theirs.sendall(encode(b"x" * 100_000)[:50_000])
+    assert transport.receive() == []
+    transport.abort()
+    lent.clear()  # A view of it would forbid that.
+    assert transport.pending_bytes() == 0
+
+
 # ---- bytes that are no frames ---------------------------------------------------------------------------------------
 
 

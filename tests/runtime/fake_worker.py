@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from hybriddist.runtime.leash import take_stdin
@@ -25,6 +26,15 @@ def run(options: WorkerOptions) -> NoReturn:
     print("hybriddist_worker:9123#127.0.0.1", flush=True)
     while True:
         signal.pause()
+
+
+def still_runs(ospid: int) -> bool:
+    """Whether the process is there and not just waiting to be reaped."""
+    try:
+        state = Path(f"/proc/{ospid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 if __name__ == "__main__":  # as a command: the options are stdin's second line

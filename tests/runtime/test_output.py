@@ -150,10 +150,9 @@ def test_streams_that_cannot_be_waited_for(how: str, relay: OutputRelay, printed
         (tmp_path / "job.out").write_bytes(b"b\nc\n")
         stream = open(tmp_path / "job.out", "rb", buffering=0)  # noqa: SIM115 - the relay closes it
     output = relay.attach(stream)
-    relay.assign(output, 2)
     assert poll_for(lambda: output.ended)
     assert relay.drain(output, 10)
-    assert printed.out == "      From worker 2:\tb\n      From worker 2:\tc\n"
+    assert printed.out == "\tFrom worker startup:\tb\n\tFrom worker startup:\tc\n"
     assert poll_for(lambda: stream.closed)
 
 

@@ -300,7 +300,11 @@ class TestHostile:
 
     @pytest.mark.parametrize(
         ("word", "value"),
-        [(1, 0), (1, 2**63), (1, 100), (2, 0), (2, 2**24), (2, 2**63), (2, 10**5), (3, 0), (3, 64), (3, 4100), (3, 2**62)],
+        [
+            *[(1, 0), (1, 2**63), (1, 100)],  # slot bytes
+            *[(2, 0), (2, 2**24), (2, 2**63), (2, 10**5)],  # slots
+            *[(3, 0), (3, 64), (3, 4100), (3, 2**62)],  # where they begin
+        ],
     )
     def test_segment_that_is_laid_out_wrong(self, arena, reader, word, value):
         token = arena.put(bytes(SMALL))

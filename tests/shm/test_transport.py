@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -75,7 +76,7 @@ class TestFrames:
     def test_nothing_there(self, pair):
         assert pair[0].receive() == []
 
-    @pytest.mark.parametrize("size", [0, 1, 100, 70_000, RING - 16, RING, RING + 1, 5 * RING + 3])
+    @pytest.mark.parametrize("size", [1, 100, 70_000, RING - 16, RING, RING + 1, 5 * RING + 3])
     def test_heads(self, pair, size):
         head = os.urandom(size)
         pair[0].send(head)
@@ -119,10 +120,15 @@ class TestFrames:
         assert pair[0].send(b"still works")
         assert plain(pair[1].receive()) == [(b"still works", [])]
 
+    def test_no_head(self, pair):
+        with pytest.raises(LocalProtocolError):
+            pair[0].send(b"", [b"buffer"])
+        assert pair[0].send(b"still works")
+
     def test_order(self, pair):
         sent = []
         for number in range(200):
-            head = bytes([number]) * (number * 37 % 3000)
+            head = bytes([number]) * (1 + number * 37 % 3000)
             buffers = [bytes([number]) * size for size in ([] if number % 3 else [5, 20_000, number * 100])]
             pair[0].send(head, buffers)
             sent.append((head, buffers))
@@ -131,7 +137,7 @@ class TestFrames:
     @given(
         st.lists(
             st.tuples(
-                st.sampled_from([0, 1, 50, 5000, 100_000, 300_000]),
+                st.sampled_from([1, 50, 5000, 100_000, 300_000]),
                 st.lists(st.sampled_from([0, 1, 9000, 16_384, 50_000, 1_100_000]), max_size=3),
             ),
             max_size=6,
@@ -206,6 +212,41 @@ class TestPending:
         pair[0].send(b"h", [data])
         assert plain(pump(*pair)) == [(b"h", [data])]
         assert names() == []
+
+    def test_interrupted_anywhere(self, make_pair):
+        # Ctrl-C in the middle of writing: the stream goes on where it was.
+        here, there = self.inline(make_pair)
+        interrupts = iter(range(1, 60))
+        left = next(interrupts)
+        real = here._producer
+
+        class Interrupting:
+            def __getattr__(self, name):
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    left = next(interrupts, 10**9)
+                    raise KeyboardInterrupt
+                return getattr(real, name)
+
+        here._producer = Interrupting()
+        sent, got = [], []
+        for number in range(40):
+            head, data = bytes([number]) * (1 + 20_000 * (number % 5)), bytes([number]) * 70_000
+            before = len(here._outbox)
+            position = real.position()
+            try:
+                here.send(head, [data] if number % 2 else ())
+            except KeyboardInterrupt:
+                if len(here._outbox) == before and real.position() == position:
+                    continue  # Not sent at all.
+            sent.append((head, [data] if number % 2 else []))
+            while here._outbox:
+                with contextlib.suppress(KeyboardInterrupt):
+                    here.flush()
+                got += plain(there.receive())
+            got += plain(there.receive())
+        assert got == sent
 
 
 class TestWaiting:
@@ -309,9 +350,9 @@ class TestEnds:
         here.send(b"x" * 3 * RING)
         here.close(0.05)
         there.acknowledge()
+        assert there.receive() == []
         with pytest.raises(TransportBroken, match="middle of a frame"):
-            while True:
-                assert there.receive() == []
+            there.receive()
 
     def test_close_wakes_a_sleeper(self, pair):
         here, there = pair
@@ -320,6 +361,20 @@ class TestEnds:
         assert readable(there)
         there.acknowledge()
         assert there.arm()
+
+    def test_forked_child_that_ends_what_it_inherited(self, pair):
+        here, there = pair
+        here.send(b"h", [b"b" * OUT])
+        ospid = os.fork()
+        if not ospid:
+            try:
+                here.close(1)
+                there.abort()
+            finally:
+                os._exit(0)
+        assert os.waitpid(ospid, 0)[1] == 0
+        assert not readable(here)
+        assert plain(there.receive()) == [(b"h", [b"b" * OUT])]
 
     def test_own_close(self, pair):
         here, _ = pair
@@ -487,6 +542,17 @@ while True:
 
 
 class TestDeath:
+    def receive_for_ever(self, link, held):
+        received = 0
+        while True:
+            for head, buffers in wait_for_frames(link):
+                received += 1
+                size = (100, 30_000, 400_000, 3_000_000)[received % 4]
+                expected = bytes([received % 256]) * size
+                assert head == expected
+                assert buffers[0] == expected
+                held[:] = [*held[-3:], (buffers[0], expected)]
+
     @pytest.mark.timeout(120)
     @pytest.mark.parametrize("inline", [False, True], ids=["arena", "ring"])
     @pytest.mark.parametrize("turn", range(4))
@@ -504,20 +570,11 @@ class TestDeath:
         lives = random.Random(turn).random() * 0.1
         killer = threading.Timer(lives, os.kill, [ospid, signal.SIGKILL])
         killer.start()
-        held, received = [], 0
+        held = []
         try:
             with pytest.raises(TransportBroken):
-                while True:
-                    for head, buffers in wait_for_frames(link):
-                        received += 1
-                        size = (100, 30_000, 400_000, 3_000_000)[received % 4]
-                        expected = bytes([received % 256]) * size
-                        assert head == expected
-                        assert buffers[0] == expected
-                        held = [*held[-3:], (buffers[0], expected)]
-            noticed_after = time.monotonic()
-            process.wait(20)
-            assert time.monotonic() - noticed_after < 20
+                self.receive_for_ever(link, held)
+            assert process.wait(20) == -signal.SIGKILL
         finally:
             killer.join()
             link.abort()
@@ -563,7 +620,7 @@ class TestDeath:
             "from hybriddist.deadline import Deadline\n"
             "from hybriddist.shm import rendezvous\n"
             "a, b = socket.socketpair()\n"
-            "thread = threading.Thread(target=lambda: (b.recv(1), rendezvous.accept(b, Deadline(20)).send(b'')))\n"
+            "thread = threading.Thread(target=lambda: (b.recv(1), rendezvous.accept(b, Deadline(20)).send(b'x')))\n"
             "thread.start()\n"
             "link = rendezvous.offer(a, Deadline(20)); thread.join()\n"
             "link.send(b'h', [bytes(1 << 20)])\n"

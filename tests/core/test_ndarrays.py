@@ -1,0 +1,163 @@
+"""Arrays of every kind: equal on arrival, beside the body where they are large, and the receiver's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybriddist import limits
+from hybriddist.core import payload
+
+LARGE = limits.OUT_OF_BAND_BYTES
+
+
+def travel(value: Any) -> Any:
+    """As over a connection: the receiver's buffers are writable memory of its own."""
+    body, buffers = payload.dumps(value)
+    return payload.loads(body, [bytearray(buffer) for buffer in buffers])
+
+
+def test_buffers_travel_beside_the_body_from_the_limit_up() -> None:
+    below, at = np.ones(LARGE - 1, np.uint8), np.ones(LARGE, np.uint8)
+    assert payload.dumps(below)[1] == []
+    body, buffers = payload.dumps((below, at))
+    assert [buffer.nbytes for buffer in buffers] == [LARGE]
+    assert LARGE < len(body) < LARGE + 1000
+
+
+def test_buffers_are_contiguous_bytes_over_the_arrays_own_memory() -> None:
+    array = np.zeros((100, 100), np.float64, order="F")
+    _, [buffer] = payload.dumps(array)
+    assert (buffer.format, buffer.ndim, buffer.contiguous, buffer.nbytes) == ("B", 1, True, array.nbytes)
+    array[0, 0] = 1.0
+    assert bytes(buffer[:8]) == np.float64(1.0).tobytes()
+
+
+def test_a_frame_has_no_more_buffers_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_BUFFERS", 3)
+    for make in (lambda n: np.full(LARGE, n, np.uint8), lambda n: np.full(2 * LARGE, n, np.uint8)[::2]):
+        arrays = [make(n) for n in range(5)]
+        body, buffers = payload.dumps(arrays)
+        assert len(buffers) == 3
+        got = payload.loads(body, [bytearray(buffer) for buffer in buffers])
+        assert all((a == b).all() and b.flags.writeable for a, b in zip(arrays, got, strict=True))
+
+
+dtypes = st.sampled_from(
+    ["u1", "<f8", ">f8", ">i2", "c16", "?", "M8[s]", "m8[ms]", "S5", "<U3", "f2", [("a", "<i4"), ("when", "M8[D]")]]
+)
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> Any:
+    """Of all dtypes, sizes on both sides of the limit, C, Fortran and strided, of dimension 0 to 3."""
+    dtype = np.dtype(draw(dtypes))
+    shape = draw(st.sampled_from([(), (0,), (7,), (3, 0, 2), (40, 50), (20_000,), (3, 90, 80), (1, 1)]))
+    array = np.arange(int(np.prod(shape)) * dtype.itemsize, dtype=np.uint64).astype(np.uint8) % 2
+    array = array.view(dtype).reshape(shape) if array.size else np.zeros(shape, dtype)
+    how = draw(st.sampled_from(["C", "F", "strided", "reversed", "transposed"]))
+    if how == "F":
+        array = np.asfortranarray(array)
+    elif how == "strided" and array.ndim:
+        array = np.repeat(array, 2, axis=-1)[..., ::2]
+    elif how == "reversed" and array.ndim:
+        array = array[::-1]
+    elif how == "transposed":
+        array = array.T
+    if draw(st.booleans()):
+        array = array.view()
+        array.flags.writeable = False
+    return array
+
+
+@settings(max_examples=150)
+@given(arrays())
+def test_arrays_travel_and_are_the_receivers_own(array: Any) -> None:
+    body, buffers = payload.dumps([array])
+    [got] = payload.loads(body, [bytearray(buffer) for buffer in buffers])
+    if got.dtype != array.dtype:
+        # numpy itself turns what it pickles as bytes into the machine's byte order.
+        assert got.dtype == array.dtype.newbyteorder("=")
+        assert array.nbytes < LARGE
+        got = got.astype(array.dtype)
+    assert (got.dtype, got.shape, got.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    assert got.flags.writeable or not got.size
+    assert len(buffers) == (array.nbytes >= LARGE)
+    if array.flags.f_contiguous and not array.flags.c_contiguous:
+        assert got.flags.f_contiguous
+
+
+def test_read_only_arrays_are_not_copied_here() -> None:
+    array = np.arange(LARGE, dtype=np.uint8)
+    array.flags.writeable = False
+    _, [buffer] = payload.dumps({"a": array})
+    assert np.shares_memory(np.frombuffer(buffer, np.uint8), array)
+
+
+@pytest.mark.parametrize("mask", [np.ma.nomask, True], ids=["no mask", "mask"])
+@pytest.mark.parametrize("hard", [False, True])
+def test_masked_arrays(mask: Any, hard: bool) -> None:
+    array = np.ma.MaskedArray(np.arange(LARGE), mask=mask, fill_value=-5, hard_mask=hard)
+    body, buffers = payload.dumps(array)
+    assert len(body) < 2000
+    got = payload.loads(body, [bytearray(buffer) for buffer in buffers])
+    assert type(got) is np.ma.MaskedArray
+    assert (got.data == array.data).all()
+    assert np.array_equal(got.mask, array.mask)
+    assert (got.fill_value, got.hardmask) == (-5, hard)
+    got[1] = 7
+    assert got.data[1] == (1 if hard and mask else 7)
+
+
+def test_record_arrays() -> None:
+    array = np.rec.fromarrays([np.arange(5000), np.arange(5000.0)], names="n,x")
+    body, buffers = payload.dumps(array)
+    assert len(body) < 2000
+    got = payload.loads(body, [bytearray(buffer) for buffer in buffers])
+    assert type(got) is np.recarray
+    assert (got.x == array.x).all()
+    assert got[3].n == 3
+
+
+def test_mapped_files_arrive_as_memory(tmp_path: Path) -> None:
+    array: Any = np.memmap(tmp_path / "data", np.float64, "w+", shape=(5000,))
+    array[:] = 1.5
+    got = travel(array)
+    assert type(got) is np.ndarray
+    assert got.sum() == 7500
+    array._mmap.close()
+
+
+def test_arrays_of_objects_go_by_pickle() -> None:
+    array = np.array([{"a": 1}, None, "b"] * 3000, object)
+    assert (travel(array) == array).all()
+
+
+def test_arrays_are_found_wherever_they_sit() -> None:
+    strided = np.arange(2 * LARGE)[::2]
+
+    def closed_over() -> Any:
+        return strided
+
+    body, buffers = payload.dumps(closed_over)
+    assert [buffer.nbytes for buffer in buffers] == [strided.nbytes]
+    assert (payload.loads(body, [bytearray(b) for b in buffers])() == strided).all()
+
+
+def test_one_array_twice_arrives_as_one() -> None:
+    for array in (np.zeros(LARGE), np.zeros(2 * LARGE)[::2]):
+        first, second = travel((array, array))
+        assert first is second
+
+
+def test_bytes_beside_arrays_do_not_confuse_the_order() -> None:
+    readonly = np.full(LARGE, 1, np.uint8)
+    readonly.flags.writeable = False
+    plain, strided = np.full(LARGE, 2, np.uint8), np.full(2 * LARGE, 3, np.uint8)[::2]
+    got = travel([readonly, plain, strided, readonly[:3], plain[:3], bytearray(5)])
+    assert [int(a[0]) for a in got] == [1, 2, 3, 1, 2, 0]
