@@ -125,12 +125,14 @@ def parse(arguments: Sequence[str]) -> Command:
                     raise UsageError(f"{name} needs a value")
                 value = words.pop(0)
             _take_value(command, _WITH_VALUE[name], value)
-        elif name in _WITHOUT_VALUE and (value is None or name == "--worker"):
+        elif name in _WITHOUT_VALUE:
+            if value is not None and name != "--worker":
+                raise UsageError(f"{name} takes no value")
             _take_flag(command, _WITHOUT_VALUE[name], value)
         elif name == "--machine-file":
             raise UsageError("--machine-file is not supported by this version")
         else:
-            raise UsageError(f"there is no option {word.partition('=')[0]!r}" + " with a value" * (value is not None))
+            raise UsageError(f"there is no option {name!r}")
     if not command.shows:
         _check_combination(command)
     return command

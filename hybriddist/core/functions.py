@@ -78,6 +78,11 @@ class FunctionSender:
         self._look_at(entry, function)
         return 0, None
 
+    @property
+    def has_forgotten(self) -> bool:
+        """Whether `take_forgotten` has something to tell."""
+        return bool(self._dead or self._forgotten)
+
     def take_forgotten(self) -> list[int]:
         """The keys that stand for nothing any more, each once: to be sent as `Forget`, after the calls before it."""
         if self._dead:

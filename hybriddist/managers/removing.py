@@ -1,41 +1,58 @@
-"""Removing workers: polite request, SIGTERM, SIGKILL; each worker on a thread of its own."""
+"""Removing workers: polite request, SIGTERM, SIGKILL; each worker on a thread of its own.
+
+::
+
+    rmprocs ──► mark as leaving ──► Leave ──► gone in time? ──yes──────────────► noticed by its connection's end
+                (no more work)                     └─no──► manager.kill ──► gone? ──no──► given up: dropped
+
+What this module does not know: what a polite worker does (``runtime/handlers.py``), and how a manager kills.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Final
 
 from hybriddist import limits
 from hybriddist.core.exits import ExitReason
 from hybriddist.deadline import Deadline
 from hybriddist.errors import RemovalTimeout
+from hybriddist.ids import DRIVER
+from hybriddist.managers.driver import Cluster
+from hybriddist.runtime.child import Child
 
-if TYPE_CHECKING:
-    from hybriddist.cluster import Cluster
+_GONE_SECONDS: Final = 2.0
+"""From the end of a process to the end of its connection, which the other side's kernel tells at once."""
 
-_GONE_SECONDS = 2.0
-"""From the end of the process to the end of its connection, which the other side's kernel tells at once."""
+_SHUTDOWN_POLITE_SECONDS: Final = 1.0
+"""At the driver's end a worker has less time; SIGTERM and SIGKILL have to fit into `limits.SHUTDOWN_SECONDS` too."""
 
 
 class Removal:
     """The removal of some workers: what `rmprocs` returns."""
 
-    def __init__(self, cluster: Cluster, pids: Sequence[int]) -> None:
+    def __init__(self, cluster: Cluster, pids: Sequence[int], polite: float = limits.POLITE_EXIT_SECONDS) -> None:
         self._cluster = cluster
         self._pids = list(pids)
-        self._threads: list[threading.Thread] = []
+        self._polite = polite
+        self._left = list(dict.fromkeys(pids))
+        self._changed = threading.Condition()
 
     def start(self) -> None:
-        """Begin; returns at once."""
-        for pid in self._pids:
-            thread = threading.Thread(target=self._remove, args=(pid,), name=f"hybriddist-remove-{pid}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        """Begin, or line up behind an `addprocs` that is under way; returns at once."""
+        if self._cluster.lock.acquire(blocking=False):
+            try:
+                self._begin()
+            finally:
+                self._cluster.lock.release()
+        else:
+            self._cluster.process.spawn(self._begin_in_turn, "hybriddist-remove")
 
     def isready(self) -> bool:
         """Whether all are gone."""
-        return not self._left()
+        return not self._left
 
     def wait(self, timeout: float | None = None) -> Removal:
         """Wait until all are gone.
@@ -43,20 +60,24 @@ class Removal:
         Raises:
             RemovalTimeout: not within ``timeout`` seconds; the removal goes on.
         """
-        self.wait_for(timeout)
+        with self._changed:
+            if not self._changed.wait_for(self.isready, Deadline(timeout).remaining()):
+                raise RemovalTimeout(sorted(self._left), timeout or 0.0)
         return self
 
-    def wait_for(self, seconds: float | None) -> None:
-        """`wait`, without a value."""
-        deadline = Deadline(seconds)
-        for thread in self._threads:
-            thread.join(deadline.remaining())
-        left = self._left()
-        if left:
-            raise RemovalTimeout(left, seconds if seconds is not None else 0.0)
+    def _begin_in_turn(self) -> None:
+        with self._cluster.lock:
+            self._begin()
 
-    def _left(self) -> list[int]:
-        return [pid for pid, thread in zip(self._pids, self._threads, strict=True) if thread.is_alive()]
+    def _begin(self) -> None:
+        cluster = self._cluster
+        for pid in list(self._left):
+            if cluster.leaving(pid):
+                cluster.process.spawn(lambda pid=pid: self._remove(pid), f"hybriddist-remove-{pid}")  # type: ignore[misc]
+            elif cluster.process.membership.get(pid) is None:
+                self._gone(pid)
+            else:  # another rmprocs, or its own death, is at it
+                cluster.process.spawn(lambda pid=pid: self._watch(pid), f"hybriddist-remove-{pid}")  # type: ignore[misc]
 
     def _remove(self, pid: int) -> None:
         cluster = self._cluster
@@ -64,11 +85,46 @@ class Removal:
         config, manager = cluster.configs.get(pid), cluster.managers.get(pid)
         cluster.ask_to_leave(pid)
         child = None if config is None else config.process
-        if hasattr(child, "exit_status"):
-            ended = child.wait(Deadline(limits.POLITE_EXIT_SECONDS)) is not None
+        if isinstance(child, Child):
+            ended = child.wait(Deadline(self._polite)) is not None
         else:
-            ended = membership.wait_gone(pid, limits.POLITE_EXIT_SECONDS)
-        if not ended and manager is not None and config is not None:
-            manager.kill(pid, config)
-        if not membership.wait_gone(pid, _GONE_SECONDS):
-            cluster.drop(pid, ExitReason.removed())
+            ended = membership.wait_gone(pid, self._polite)
+        try:
+            if not ended and manager is not None and config is not None:
+                manager.kill(pid, config)
+        finally:
+            if not membership.wait_gone(pid, _GONE_SECONDS):
+                cluster.drop(pid, ExitReason.removed())
+            self._gone(pid)
+
+    def _watch(self, pid: int) -> None:
+        self._cluster.process.membership.wait_gone(pid, None)
+        self._gone(pid)
+
+    def _gone(self, pid: int) -> None:
+        with self._changed:
+            self._left.remove(pid)
+            self._changed.notify_all()
+
+
+def shut_down(cluster: Cluster) -> None:
+    """Remove every worker and close everything, in at most about `limits.SHUTDOWN_SECONDS`.
+
+    Does nothing in a copy that the driver has forked: the workers are not the copy's.
+    """
+    if cluster.ospid != os.getpid() or cluster.closed:
+        return
+    cluster.closed = True
+    deadline = Deadline(limits.SHUTDOWN_SECONDS)
+    try:
+        if cluster.launching is not None:
+            cluster.launching.give_up()
+        pids = [member.pid for member in cluster.process.membership.members() if member.pid != DRIVER]
+        removal = Removal(cluster, pids, _SHUTDOWN_POLITE_SECONDS)
+        removal.start()
+        try:
+            removal.wait(deadline.remaining())
+        except RemovalTimeout:
+            pass  # what is left now ends by force
+    finally:  # also when Ctrl-C comes a second time
+        cluster.close()

@@ -52,8 +52,9 @@ class Executor:
         self._started_at = 0.0
         self._allowance = 1
         self._closed = False
-        self.running_user_code: dict[int, int] = {}
-        """Idents of the executor threads that run user code now: whom an interrupt has to reach."""
+        self._interruptible: set[int] = set()
+        """Idents of the threads that run user code now: whom an interrupt has to reach."""
+        self._interrupt_lock = allocate_lock()
 
     def run(self, work: Callable[[], None]) -> None:
         """Run one item on this thread; a failure in the library itself is shown, not raised."""
@@ -149,13 +150,28 @@ class Executor:
         return bool(self.queue) and not self._closed
 
     def interrupt_threads(self) -> None:
-        """Raise KeyboardInterrupt in the executor threads that run user code, at their next bytecode."""
-        if not self.running_user_code:
+        """Raise KeyboardInterrupt in the threads that run user code, each at its next bytecode."""
+        if not self._interruptible:
             return
         import ctypes  # costs 10 ms to import; interrupts are rare
 
-        for ident in list(self.running_user_code):
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt))
+        with self._interrupt_lock:
+            for ident in self._interruptible:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt))
+
+    def interruptible(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call ``function(*args)`` so that `interrupt_threads` reaches it, and nothing that comes after it."""
+        ident = threading.get_ident()
+        self._interruptible.add(ident)
+        try:
+            return function(*args)
+        finally:
+            with self._interrupt_lock:
+                self._interruptible.discard(ident)
+            # An exception that was set while we waited for the lock strikes at a loop's jump: here, and not later in
+            # the middle of writing the result to the peer.
+            for _ in range(3):
+                pass
 
 
 def call_in_user_code(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # exposed

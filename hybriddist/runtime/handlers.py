@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from hybriddist.core import captured, payload
 from hybriddist.core.exits import ExitReason
+from hybriddist.core.functions import ReceivedFunction
 from hybriddist.core.messages import (
     REPORT_START,
     Call,
@@ -40,6 +40,7 @@ from hybriddist.errors import RemoteProtocolError, SerializationError, Transport
 from hybriddist.ids import DRIVER, RRID
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.execution import call_in_user_code
+from hybriddist.transport import Buffer
 
 if TYPE_CHECKING:
     from hybriddist.runtime.peer import Peer
@@ -55,32 +56,34 @@ def is_coroutine(value: Any) -> bool:
 
 
 def _on_call(peer: Peer, call: Call) -> None:
-    if call.mode == Mode.STORE or call.mode == Mode.WAIT:
-        peer.process.store.created(RRID(call.whence, call.id))
-    if call.function_key:
-        # Looked up now: the function may be forgotten before the call's turn comes.
-        function = peer.functions_in.find(call.function_key)
-        peer.process.executor.queue.append(partial(_run_call, peer, call, function))
-    else:
-        peer.process.executor.queue.append(partial(_run_call, peer, call, None))
+    if call.mode & 0x0F:
+        if call.mode != Mode.DO:
+            peer.process.store.created(RRID(call.whence, call.id))
+    # Looked up now: the function may be forgotten before the call's turn comes.
+    key = call.function_key
+    peer.queue.append(partial(_run_call, peer, call, peer.functions_in.find(key) if key else None))
 
 
-def _run_call(peer: Peer, call: Call, definition: Any) -> None:
+def _run_call(peer: Peer, call: Call, definition: ReceivedFunction | None) -> None:
     """Run a call and do with its end what its mode says."""
     process = peer.process
-    if call.mode & REPORT_START:
-        call.mode &= ~REPORT_START
-        if not process.receiver.is_main():
-            _report_start(peer, call.call_id)
+    mode = call.mode
     try:
-        value = call_in_user_code(_perform, (peer, call, definition), {})
+        if process.receiver.is_main():
+            value = perform(call, definition)
+        else:
+            if mode & REPORT_START:
+                _report_start(peer, call.call_id)
+            value = process.executor.interruptible(perform, call, definition)
     except BaseException as error:
         _finish_call(peer, call, Outcome.ERROR, captured.capture(error))
         return
-    if is_coroutine(value):
+    if type(value) is CoroutineType:
         process.run_coroutine(value).add_done_callback(partial(_finish_coroutine, peer, call))
-    else:
+    elif mode & 0x0F:
         _finish_call(peer, call, Outcome.VALUE, value)
+    else:
+        reply(peer, call.call_id, Outcome.VALUE, value)
 
 
 def _report_start(peer: Peer, call_id: int) -> None:
@@ -88,26 +91,20 @@ def _report_start(peer: Peer, call_id: int) -> None:
         peer.send(Started(call_id))
 
 
-def _perform(peer: Peer, call: Call, definition: Any) -> Any:
+def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
     """Unpickle and run: user code both."""
-    running = peer.process.executor.running_user_code
-    ident = threading.get_ident()
-    outer = running.get(ident, 0)
-    running[ident] = call.call_id
-    try:
-        if definition is not None:
-            function = definition.load()
-            args, kwargs = payload.loads(call.body, call.buffers) if len(call.body) else ((), {})
-        else:
-            function, args, kwargs = payload.loads(call.body, call.buffers)
-        # The message's own hold on large buffers ends here: they live as long as the arguments do.
-        call.body, call.buffers = b"", ()
-        return function(*args, **kwargs)
-    finally:
-        if outer:
-            running[ident] = outer
-        else:
-            running.pop(ident, None)
+    body, buffers = call.body, call.buffers
+    # The message's own hold on large buffers ends here: they live as long as the arguments do.
+    call.body, call.buffers = b"", ()
+    if definition is None:
+        function, args, kwargs = payload.loads(body, buffers)
+    else:
+        function = definition.load()
+        if not body:
+            return function()
+        args, kwargs = payload.loads(body, buffers)
+    del body, buffers
+    return function(*args, **kwargs)
 
 
 def _finish_coroutine(peer: Peer, call: Call, future: Any) -> None:
@@ -119,22 +116,23 @@ def _finish_coroutine(peer: Peer, call: Call, future: Any) -> None:
 
 
 def _finish_call(peer: Peer, call: Call, outcome: int, content: Any) -> None:
-    if call.mode == Mode.FETCH:
+    mode = call.mode & ~REPORT_START
+    if mode == Mode.FETCH:
         reply(peer, call.call_id, outcome, content)
         return
-    if call.mode == Mode.DO:
+    if mode == Mode.DO:
         if outcome == Outcome.ERROR:
             print(f"remote_do on process {peer.process.pid} failed:\n{content}", file=sys.stderr)
         return
     peer.process.store.finish(RRID(call.whence, call.id), outcome, content)
-    if call.mode == Mode.WAIT:
+    if mode == Mode.WAIT:
         reply(peer, call.call_id, outcome, content if outcome == Outcome.ERROR else None)
 
 
 def run_here(process: Process, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rrid: RRID | None) -> None:
     """A call of the process to itself, on an executor thread, by reference."""
     try:
-        value = call_in_user_code(function, args, kwargs)
+        value = process.executor.interruptible(call_in_user_code, function, args, kwargs)
         if is_coroutine(value):
             value = process.run_coroutine(value).result()
         outcome = Outcome.VALUE
@@ -148,10 +146,12 @@ def run_here(process: Process, function: Any, args: tuple[Any, ...], kwargs: dic
 
 def reply(peer: Peer, call_id: int, outcome: int, content: Any) -> None:
     """Send the end of a call or request. What cannot be pickled becomes an error; the connection stays."""
+    body: Buffer = b""
+    buffers: Sequence[Buffer] = ()
     try:
-        if outcome == Outcome.VALUE:
+        if outcome == Outcome.VALUE and content is not None:
             try:
-                body, buffers = peer.process.encode(content, peer.pid) if content is not None else (b"", ())
+                body, buffers = peer.process.encode(content, peer.pid)
             except (SerializationError, KeyboardInterrupt) as error:
                 outcome, content = Outcome.ERROR, captured.capture(error)
         if outcome == Outcome.ERROR:
@@ -165,7 +165,7 @@ def reply(peer: Peer, call_id: int, outcome: int, content: Any) -> None:
 
 
 def _on_request(peer: Peer, request: Request) -> None:
-    peer.process.executor.queue.append(partial(_run_request, peer, request))
+    peer.queue.append(partial(_run_request, peer, request))
 
 
 def _run_request(peer: Peer, request: Request) -> None:

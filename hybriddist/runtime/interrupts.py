@@ -33,6 +33,7 @@ class InterruptGuard:
         shielded: functions that must not be interrupted in the middle.
         exposed: functions that run user code.
         ignore_unless_exposed: a worker's main thread is the library's own: outside user code SIGINT means nothing.
+        also: called with each SIGINT of such a process: user code may run on other threads, too.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class InterruptGuard:
         exposed: Iterable[Callable[..., Any]],
         *,
         ignore_unless_exposed: bool = False,
+        also: Callable[[], None] | None = None,
     ) -> None:
         self._shielded: frozenset[CodeType] = frozenset(_code(function) for function in shielded)
         self._exposed: frozenset[CodeType] = frozenset(_code(function) for function in exposed)
         self._ignore_unless_exposed = ignore_unless_exposed
+        self._also = also
         self._previous: Any = None
         self._main = threading.main_thread().ident
         self.pending = False
@@ -83,8 +86,11 @@ class InterruptGuard:
             self._previous(signal.SIGINT, None)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if self._ignore_unless_exposed and not self._inside_user_code(frame):
-            return
+        if self._ignore_unless_exposed:
+            if self._also is not None:
+                self._also()
+            if not self._inside_user_code(frame):
+                return
         if self._must_wait(frame):
             self.pending = True
         else:

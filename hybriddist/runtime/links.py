@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hybriddist import limits
 from hybriddist.core import payload
 from hybriddist.core.handshake import Role
+from hybriddist.core.lease import RecycledMemory
 from hybriddist.core.exits import ExitReason
 from hybriddist.core.membership import Member
 from hybriddist.core.messages import Identify, Join, Joined, Left
@@ -130,7 +131,7 @@ class Links:
             path = sock.recv(1)
         if path != rendezvous.PATH_STREAM:
             raise RemoteProtocolError(f"no path begins with {path!r}")
-        return _stream(sock)
+        return _stream(sock, self._process.memory)
 
     # ---- connecting -------------------------------------------------------------------------------------------
 
@@ -222,7 +223,7 @@ class Links:
                     if scheme == "unix":
                         raise ConnectError(f"{address} is for shared memory only", address)
                 sock.sendall(rendezvous.PATH_STREAM)
-                return _stream(sock)
+                return _stream(sock, self._process.memory)
             except (HybridDistError, OSError) as error:
                 failure = error
                 if sock is not None:
@@ -415,10 +416,10 @@ def _may_share(scheme: str, where: str) -> bool:
     return scheme == "unix" or is_loopback(Address.parse(where).host)
 
 
-def _stream(sock: socket.socket) -> Transport:
+def _stream(sock: socket.socket, memory: RecycledMemory) -> Transport:
     from hybriddist.net.transport import StreamTransport
 
-    return StreamTransport(sock)
+    return StreamTransport(sock, allocate=memory.allocate)
 
 
 def _shut(sock: socket.socket) -> None:

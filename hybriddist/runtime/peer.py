@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 _yield = getattr(os, "sched_yield", lambda: None)
 
+_TURNS_BEFORE_YIELD = 32
+"""Looks at the transport (some 10 µs) before the CPU is offered to others at each further one: on a busy machine a yield
+costs a time slice, and an awake peer answers sooner than that."""
+
 
 class Peer:
     """The other end of one connection.
@@ -62,10 +66,11 @@ class Peer:
         self.recv_lock = allocate_lock()
         self.lost: BaseException | None = None
         self._missed = False
+        self._looking = False
         self._timed = protocol.next_wakeup() is not None
         self._guard = process.guard
         self._handlers = process.handlers
-        self._queue = process.executor.queue
+        self.queue = process.executor.queue
         self._descriptor = transport.fileno()
 
     # ---- sending ----------------------------------------------------------------------------------------------
@@ -144,13 +149,13 @@ class Peer:
 
     def function_key(self, function: Any) -> int:
         """The key by which a call may name ``function``, 0 if it has to carry it. Sends what has to go before."""
+        functions = self.functions_out
         with self.functions_lock:
-            key, definition = self.functions_out.key_for(function)
+            key, definition = functions.key_for(function)
             if definition is not None:
                 self.send(Define(key, *definition))
-            forgotten = self.functions_out.take_forgotten()
-            if forgotten:
-                for old in forgotten:
+            if functions.has_forgotten:
+                for old in functions.take_forgotten():
                     self.send(Forget(old))
         return key
 
@@ -201,46 +206,80 @@ class Peer:
                     completion.complete(message.outcome, message)
             elif message is not None:
                 self._handlers[type(message)](self, message)
-        if self._queue:
+        if self.queue:
             self.process.receiver.queued()
 
-    def spin(self, seconds: float, completion: Completion | None = None) -> bool:  # shielded
-        """Receive on the calling thread, giving up after ``seconds`` without a frame.
-
-        Args:
-            completion: receive until it is done; None: until anything has come.
-
-        Returns:
-            Whether that happened.
-        """
+    def spin(self, seconds: float, completion: Completion) -> bool:  # shielded
+        """Receive on the calling thread until ``completion`` is done, for about ``seconds``; whether it is done."""
         if self.lost is not None or not self.recv_lock.acquire(False):
-            return completion is not None and completion.done
-        came = False
+            return completion.done
         try:
             self.begin_looking()
             receive = self.transport.receive
-            end = perf_counter() + seconds
-            while completion is None or not completion.done:
+            turns = 0
+            end = 0.0
+            while not completion.done:
                 frames = receive()
                 if frames:
-                    came = True
                     self._dispatch(frames)
-                    if completion is None:
+                    continue
+                turns += 1
+                if turns > _TURNS_BEFORE_YIELD:
+                    now = perf_counter()
+                    if not end:
+                        end = now + seconds
+                    elif now > end:
                         break
-                elif perf_counter() > end:
-                    break
-                else:
                     _yield()
         except HybridDistError as error:
             self.lose(error)
         finally:
-            came |= self.end_looking()
+            self.end_looking()
         if self._guard.pending:
             self._guard.deliver()
-        return came if completion is None else completion.done
+        return completion.done
+
+    def look(self, seconds: float) -> bool:  # shielded
+        """As `spin` until anything has come, but go on looking afterwards, until `rest`: a worker's main thread is
+        back in microseconds, and asking for the doorbell in between would cost as much as the frame."""
+        if self.lost is not None or not self.recv_lock.acquire(False):
+            return False
+        try:
+            if not self._looking:
+                self.begin_looking()
+            receive = self.transport.receive
+            turns = 0
+            end = 0.0
+            while True:
+                frames = receive()
+                if frames:
+                    self._dispatch(frames)
+                    return True
+                turns += 1
+                if turns > _TURNS_BEFORE_YIELD:
+                    now = perf_counter()
+                    if not end:
+                        end = now + seconds
+                    elif now > end:
+                        return False
+                    _yield()
+        except HybridDistError as error:
+            self.lose(error)
+            return False
+        finally:
+            self.recv_lock.release()
+
+    def rest(self) -> None:
+        """Ask for the doorbell again, after `look`."""
+        if self._looking:
+            with self.recv_lock:
+                self._rearm()
+            if self._missed:
+                self._receive_if_free()
 
     def begin_looking(self) -> None:
         """Somebody looks: no doorbell, please. The caller holds `recv_lock`."""
+        self._looking = True
         if self.transport.rings_doorbell:
             self.transport.disarm()
         else:
@@ -261,20 +300,26 @@ class Peer:
 
     def end_looking(self) -> bool:
         """Nobody looks any more: arm the doorbell and let go of `recv_lock`; whether more had come meanwhile."""
-        came = False
         try:
-            if not self.transport.rings_doorbell:
-                self.watch()
-            elif self.lost is None and self.transport.arm():
-                came = True
-                self._drain()
-        except HybridDistError as error:
-            self.lose(error)
+            came = self._rearm()
         finally:
             self.recv_lock.release()
         if self._missed:
             self._receive_if_free()
         return came
+
+    def _rearm(self) -> bool:
+        self._looking = False
+        if not self.transport.rings_doorbell:
+            self.watch()
+        elif self.lost is None:
+            try:
+                if self.transport.arm():
+                    self._drain()
+                    return True
+            except HybridDistError as error:
+                self.lose(error)
+        return False
 
     def watch(self) -> None:
         """Have the descriptor polled for what matters now."""

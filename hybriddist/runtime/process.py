@@ -26,6 +26,7 @@ from hybriddist import limits
 from hybriddist.core import captured as captured_module
 from hybriddist.core import payload
 from hybriddist.core.exits import ExitReason
+from hybriddist.core.lease import RecycledMemory
 from hybriddist.core.messages import ANSWERED, Call, Mode, Outcome, Request
 from hybriddist.deadline import Deadline
 from hybriddist.errors import RemoteException, TransportError
@@ -42,6 +43,10 @@ from hybriddist.runtime.receiver import Receiver, SpinPolicy
 from hybriddist.runtime.roster import Roster
 from hybriddist.runtime.store import Store
 from hybriddist.settings import Settings
+
+# Plain numbers: looking up a member of an enumeration costs as much as a dictionary.
+_FETCH = int(Mode.FETCH)
+_VALUE = int(Outcome.VALUE)
 
 LOST = -1
 """Outcome of a completion whose content is the exception to raise: the peer is gone."""
@@ -75,8 +80,9 @@ class Process:
         """Who manages this process on a higher floor: the driver's cluster."""
         self.guard = InterruptGuard(
             (Peer._send_now, Peer.flush, Peer.on_ready, Peer.spin, spin_together, Receiver.serve),
-            (call_in_user_code,),
+            (call_in_user_code, handlers.perform),
             ignore_unless_exposed=worker,
+            also=self._interrupt_threads,
         )
         self.handlers = handlers.TABLE
         self.poller = Poller()
@@ -84,6 +90,8 @@ class Process:
         self.receiver = Receiver(self)
         self.spin_policy = SpinPolicy(usable_cpu_count())
         self.store = Store()
+        self.memory = RecycledMemory()
+        """Warm memory for large arrays that come over TCP."""
         self.references = References(self)
         self.links = links.Links(self)
         self.peers: dict[int, Peer] = {}
@@ -106,10 +114,12 @@ class Process:
 
     def fetch_call(self, function: Any, pid: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`remotecall_fetch`."""
-        if pid == self.pid:
-            return self.call_here(function, args, kwargs)
-        peer = self.peer(pid)
-        completion = self.start_call(function, peer, args, kwargs, Mode.FETCH, 0, 0)
+        peer = self.peers.get(pid)
+        if peer is None or peer.lost is not None:
+            if pid == self.pid:
+                return self.call_here(function, args, kwargs)
+            peer = self.peer(pid)
+        completion = self.start_call(function, peer, args, kwargs, _FETCH, 0, 0)
         if not completion.done:
             self.wait(completion, peer)
         return self.value_of(completion, peer)
@@ -194,8 +204,9 @@ class Process:
             DeserializeError: the value cannot be unpickled here.
         """
         result = completion.content
-        if completion.outcome == Outcome.VALUE:
-            return payload.loads(result.body, result.buffers) if len(result.body) else None
+        if completion.outcome == _VALUE:
+            body = result.body
+            return payload.loads(body, result.buffers) if body else None
         if completion.outcome == LOST:
             raise result
         raise RemoteException(peer.pid, captured_module.load(result.body, result.buffers))
@@ -292,6 +303,9 @@ class Process:
             target()
 
         return run
+
+    def _interrupt_threads(self) -> None:
+        self.executor.interrupt_threads()
 
     def pause(self, seconds: float) -> None:
         """Let the other side work."""

@@ -103,10 +103,11 @@ class Receiver:
             if hot is not None and hot.lost is None:
                 seconds = spin.seconds()
                 if seconds:
-                    came = hot.spin(seconds)
+                    came = hot.look(seconds)
                     spin.tell(came)
                     if came or queue:
                         continue
+                hot.rest()
             if queue:
                 continue
             self.hot = None
@@ -177,6 +178,9 @@ class Receiver:
         self._standing_in = True
         try:
             with self._role:
+                hot = self.hot
+                if hot is not None:
+                    hot.rest()
                 while self._running and self._serial == serial and not self._closed:
                     if self._executor.queue:
                         self._executor.kick()

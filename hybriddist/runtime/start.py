@@ -74,14 +74,15 @@ def start_worker(
 
 
 def start_from_command_line(cookie: str | None, bind_to: str | None, *, with_options: bool) -> NoReturn:
-    """The command ``--worker[=COOKIE] [--bind-to ADDR[:PORT]] [--options]``. Exits with status 1 if it is wrong."""
+    """The command ``--worker[=COOKIE] [--bind-to ADDR[:PORT]] [--options]``; exit status 1 and a sentence if wrong."""
     try:
         _open_standard_descriptors()
-        if cookie is not None:
+        where = None if bind_to is None else parse_bind_to(bind_to)
+        if cookie is None:
+            cookie = _read_cookie()
+        else:
             check_cookie(cookie)
             print(_VISIBLE, file=sys.stderr, flush=True)
-        where = None if bind_to is None else parse_bind_to(bind_to)
-        cookie = _read_cookie() if cookie is None else cookie
         if with_options:
             options = WorkerOptions.from_json(_read_line(_MAX_OPTIONS_BYTES, "the line of options"))
         else:
@@ -89,9 +90,13 @@ def start_from_command_line(cookie: str | None, bind_to: str | None, *, with_opt
         if where is not None:
             options = replace(options, bind_host=where.host, bind_port=where.port)
         options.apply()
-        _empty_main()
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        sys.exit(f"hybriddist: no worker was started: {error}")
+    empty_main()
+    sys.argv[:] = [""]
+    try:
         _run(options, cookie, None)
-    except (ValueError, TypeError, EOFError, ConnectError, OSError) as error:
+    except ConnectError as error:
         sys.exit(f"hybriddist: no worker was started: {error}")
 
 
@@ -179,12 +184,6 @@ def _set_up_streams(*, stderr_to_stdout: bool) -> None:
         # One object, or lines that are begun on both would be mixed. A traceback must not fail for want of a letter.
         stdout.reconfigure(errors="backslashreplace")
         sys.stderr = stdout
-
-
-def _empty_main() -> None:
-    main: Any = empty_main()
-    main["__spec__"] = None
-    sys.argv[:] = [""]
 
 
 def empty_main() -> dict[str, Any]:

@@ -1,0 +1,241 @@
+"""The driver's book of its workers: what the managers said of each, and what to do when one is gone.
+
+::
+
+    cluster.py ──► Launch (launching.py) ── join ──►  Cluster ──► links, peers, output
+               └─► Removal (removing.py) ── drop ──►     ▲
+                                                         └── a connection ended, or a child: why? tell the others
+
+A worker's end is noticed twice, by its connection and by whoever is its parent. The connection alone is not enough:
+a process that a call has forked may hold the connection open for as long as it likes. So whichever comes first counts.
+
+What this module does not know: how workers are started (the managers), how they are brought in and removed
+(``launching.py``, ``removing.py``), and how processes speak with each other (``runtime``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+import threading
+from dataclasses import replace
+from typing import Any, Final, Protocol
+
+from hybriddist.core import payload
+from hybriddist.core.exits import ExitReason
+from hybriddist.core.membership import State
+from hybriddist.core.messages import Leave, Members
+from hybriddist.deadline import Deadline
+from hybriddist.errors import SharedMemoryFull, TransportError
+from hybriddist.ids import DRIVER
+from hybriddist.managers import folders
+from hybriddist.managers.base import ClusterManager, WorkerConfig
+from hybriddist.managers.local import LocalContext
+from hybriddist.runtime.child import Child
+from hybriddist.runtime.output import OutputRelay
+from hybriddist.runtime.peer import Peer
+from hybriddist.runtime.process import Process
+from hybriddist.settings import Settings
+from hybriddist.shm import rendezvous, segment
+from hybriddist.transport import Transport
+
+_STATUS_SECONDS: Final = 1.0
+"""After the end of a connection: for the exit status, which comes by another way."""
+
+_LAST_FRAMES_SECONDS: Final = 0.3
+"""After the end of a process: for its last frames and the end of its connection."""
+
+_LAST_LINES_SECONDS: Final = 0.5
+"""After the end of a process: for its last lines of output."""
+
+
+class Unfinished(Protocol):
+    """An `addprocs` under way."""
+
+    def give_up(self) -> None:
+        """End it now; what it has started is ended as well."""
+
+
+class Cluster:
+    """What the driver keeps of its workers.
+
+    Attributes:
+        configs: what the managers said of each worker, by pid.
+        managers: who launched it.
+        output: the relay of the workers' output.
+        lock: held by one addprocs at a time, and by rmprocs while it chooses.
+        launching: the addprocs under way.
+        closed: nobody is added any more.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.configs: dict[int, WorkerConfig] = {}
+        self.managers: dict[int, ClusterManager] = {}
+        self.output = OutputRelay()
+        self.lock = threading.RLock()
+        self.launching: Unfinished | None = None
+        self.closed = False
+        self.ospid = os.getpid()
+        self._folder: str | None = None
+        self._context: LocalContext | None = None
+        process.on_exit = self._on_exit
+        if not process.cookie:
+            process.cookie = secrets.token_urlsafe(32)
+
+    # ---- adding -----------------------------------------------------------------------------------------------
+
+    def local_context(self) -> LocalContext:
+        """What is kept for workers of this node: a private folder for their sockets, the template processes."""
+        # Read at each launch, so that a program may change its mind between two.
+        settings = self.process.settings = Settings.from_environment()
+        if self._context is None:
+            segment.sweep()
+            self._folder = folders.make()
+            folders.sweep(self._folder)
+            self._context = LocalContext(lambda: self.process.cookie, self._folder, settings)
+        self._context.settings = settings
+        return self._context
+
+    def create_probe(self) -> Any:
+        """A segment whose content only processes of this node can read; None if memory cannot be shared now."""
+        try:
+            return rendezvous.create_probe()
+        except SharedMemoryFull:
+            return None
+
+    def join(self, pid: int, config: WorkerConfig, transport: Transport, probe: Any, deadline: Deadline) -> None:
+        """Make the process behind ``transport`` member ``pid``."""
+        process = self.process
+        membership = process.membership
+        fields = {
+            "pid": pid,
+            "members": membership.snapshot(),
+            "probe": None if probe is None else probe.name,
+        }
+        peer, answer = process.links.join(pid, transport, fields, deadline)
+        config.ospid = config.ospid or answer["ospid"]
+        shares = transport.scheme == "shm" or (probe is not None and answer["probe"] == probe.nonce)
+        member = membership.require(pid)
+        member.ospid, member.host, member.addresses = answer["ospid"], answer["host"], answer["addresses"]
+        member.ident, member.connect_idents = config.ident, config.connect_idents
+        membership.joined(pid, same_node_as=DRIVER if shares else None)
+        output = output_of(config)
+        if output is not None:
+            self.output.assign(output, pid)
+        if isinstance(config.process, Child):
+            config.process.on_exit(lambda _status: self._child_ended(pid, peer))
+        self.managers[pid].manage(pid, config, "register")
+
+    def announce_members(self) -> None:
+        """Tell every worker who is there now."""
+        body = payload.dumps(self.process.membership.snapshot())[0]
+        for peer in list(self.process.peers.values()):
+            with contextlib.suppress(TransportError):  # it is going, and will be announced as gone
+                peer.post(Members(body))
+
+    # ---- removing ---------------------------------------------------------------------------------------------
+
+    def leaving(self, pid: int) -> bool:
+        """Give ``pid`` no more work: it is to be removed. False if it is no worker, or is being removed already."""
+        member = self.process.membership.get(pid)
+        if member is None or member.state is not State.JOINED:
+            return False
+        self.process.membership.leaving(pid)
+        return True
+
+    def ask_to_leave(self, pid: int) -> None:
+        """The polite request; a peer that is gone needs none."""
+        peer = self.process.peers.get(pid)
+        if peer is not None:
+            with contextlib.suppress(TransportError):
+                peer.post(Leave())
+
+    def drop(self, pid: int, reason: ExitReason) -> None:
+        """A worker is gone, or as good as gone: note it, tell the others, let go of its connection."""
+        process = self.process
+        if process.membership.gone(pid, reason):
+            process.links.announce_left(pid, reason)
+        peer = process.peers.get(pid)
+        if peer is not None:
+            peer.lose(TransportError(reason.text))
+
+    def finish(self, pid: int) -> None:
+        """The last words about a worker that is gone. Idempotent."""
+        config, manager = self.configs.pop(pid, None), self.managers.pop(pid, None)
+        if config is None or manager is None:
+            return
+        if isinstance(config.process, Child) and config.process.exit_status is None:
+            manager.kill(pid, config)  # its connection is gone: it is of no use to anybody
+        manager.manage(pid, config, "deregister")
+        manager.manage(pid, config, "finalize")
+        output = output_of(config)
+        if output is not None:
+            self.output.detach(output)
+
+    # ---- ends that are noticed --------------------------------------------------------------------------------
+
+    def _child_ended(self, pid: int, peer: Peer) -> None:
+        """A process has ended. Its connection should end by itself; if it does not, somebody else holds it."""
+
+        def look() -> None:
+            if not self.process.membership.wait_gone(pid, _LAST_FRAMES_SECONDS):
+                peer.lose(TransportError("its process has ended"))
+
+        self.process.spawn(look, "hybriddist-mourner")
+
+    def _on_exit(self, pid: int, _peer: Peer) -> ExitReason:
+        """A worker's connection has ended: the reason. Runs on a thread of its own."""
+        membership = self.process.membership
+        member, config = membership.get(pid), self.configs.get(pid)
+        unexpected = member is not None and member.state is State.JOINED
+        if unexpected:
+            membership.leaving(pid)  # while the reason is looked for, it gets no more work
+        reason = ExitReason.lost()
+        if config is not None:
+            reason = self._why(config, expected=not unexpected)
+        if membership.gone(pid, reason):
+            self.process.links.announce_left(pid, reason)
+            if unexpected:
+                print(f"Worker {pid} terminated.", file=sys.stderr)
+        if member is None or member.state is not State.LAUNCHING:
+            self.process.spawn(lambda: self.finish(pid), "hybriddist-undertaker")
+        return membership.why_gone(pid) or reason
+
+    def _why(self, config: WorkerConfig, *, expected: bool) -> ExitReason:
+        """Why a worker's connection ended, from its exit status and its last words where they come in time."""
+        status = config.process.wait(Deadline(_STATUS_SECONDS)) if isinstance(config.process, Child) else None
+        if status is None:
+            return ExitReason.removed() if expected else ExitReason.lost()
+        reason = ExitReason.ended(status.exitcode, status.signal)
+        if expected:
+            return replace(reason, text=f"it was removed ({reason.text})")
+        output = output_of(config)
+        if output is None:
+            return reason
+        self.output.drain(output, _LAST_LINES_SECONDS)
+        return replace(reason, stderr_tail=output.stderr_tail())
+
+    # ---- the end ----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of everything; workers that are still there are ended by force."""
+        left = [member.pid for member in self.process.membership.members() if member.pid != DRIVER]
+        with contextlib.ExitStack() as stack:  # from the last to the first; each is done, whatever the others do
+            if self._folder is not None:
+                stack.callback(folders.remove, self._folder)
+            stack.callback(self.output.close)
+            for pid in list(self.configs):
+                stack.callback(self.finish, pid)
+            if self._context is not None:
+                stack.callback(self._context.close)
+            stack.callback(self.process.close)
+            for pid in left:
+                stack.callback(self.drop, pid, ExitReason.removed())
+
+
+def output_of(config: WorkerConfig) -> Any:
+    """What the relay keeps of a worker's output; None if nobody reads it."""
+    return (config.environ or {}).get("output")
