@@ -15,6 +15,7 @@ import operator
 import sys
 import sysconfig
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -45,7 +46,9 @@ def count(path: Path) -> Census:
     """The census of one file."""
     try:
         source = path.read_bytes()
-        nodes = list(ast.walk(ast.parse(source)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the counted code, such as "\d"
+            nodes = list(ast.walk(ast.parse(source)))
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return Census(skipped=[f"{path}: {type(error).__name__}: {error}"])
     totals = Counter(files=1, lines=len(source.splitlines()))
@@ -62,12 +65,7 @@ def fold(censuses: Iterable[Census]) -> Census:
 
 def count_in_parallel(files: list[Path]) -> Census:
     """The census of all files, counted and folded on the workers."""
-    found: list[Census] = []
-    step = max(1, len(files) // 10)
-    for start in range(0, len(files), step):
-        found += hd.pmap(count, files[start : start + step], batch_size="auto")
-        print(f"\r{len(found)} of {len(files)} files", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+    found: list[Census] = hd.pmap(count, files, progress=True)
     total: Census = hd.distributed(fold, found, chunked=True, reduce=operator.iadd)
     return total
 
@@ -106,7 +104,6 @@ def main() -> None:
         parser.error(f"no Python files in {options.folder}")
 
     workers = hd.addprocs(options.workers)
-    hd.everywhere("import warnings; warnings.simplefilter('ignore')")  # about the counted code, such as "\d"
     start = time.perf_counter()
     census = count_in_parallel(files)
     seconds = time.perf_counter() - start

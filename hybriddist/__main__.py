@@ -26,7 +26,7 @@ options:
   -L, --load FILE           run FILE in __main__ of every process, before the program; may be repeated
   --worker[=COOKIE]         be a worker; the cookie is the first line of standard input, unless it is given here,
                             where every user of this machine can see it
-  --bind-to ADDR[:PORT]     where the worker listens (127.0.0.1); PORT in brackets: the first one to try
+  --bind-to ADDR[:PORT]     where the worker listens (127.0.0.1, and a free port from 9000 up)
   -h, --help                this text
   --version                 the version
 """

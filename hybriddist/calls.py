@@ -151,7 +151,6 @@ def _check(f: Any, where: Any) -> None:
         raise TypeError(f"where must be a pid (an int), not {type(where).__name__}")
 
 
-
 def _place(where: int | Literal["any"]) -> int:
     if where == "any":
         workers = current().membership.workers()

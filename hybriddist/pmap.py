@@ -18,15 +18,15 @@ What this module does not know: how calls travel.
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from hybriddist.core import captured
 from hybriddist.core.messages import REPORT_START, Mode
 from hybriddist.errors import HybridDistError, ProcessExitedException, RemoteException
+from hybriddist.outcomes import Outcomes, common_length, common_shape, flat, in_shape
 from hybriddist.progress import Progress
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.current import current
@@ -82,74 +82,19 @@ def pmap(
         raise TypeError("pmap needs at least one iterable")
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of 1 and more, not {batch_size!r}")
-    shape = _common_shape(iterables)
+    shape = common_shape(iterables)
     delays = tuple(retry_delays)
-    with Progress(progress, _length(iterables)) as bar:
-        handling = _Handling(on_error, delays, retry_check, bar)
-        items = enumerate(zip(*(_flat(iterable) for iterable in iterables), strict=False))
+    with Progress(progress, common_length(iterables)) as bar:
+        outcomes = Outcomes(on_error, delays, retry_check, bar)
+        items = enumerate(zip(*(flat(iterable) for iterable in iterables), strict=False))
         process = current()
         if not distributed or process.membership.workers() == [process.pid]:
-            results = _run_here(process, f, items, handling, process.membership.nworkers() if not distributed else 1)
+            results = _run_here(process, f, items, outcomes, process.membership.nworkers() if not distributed else 1)
         else:
-            results = _Map(process, f, items, handling, batch_size).run()
+            results = _Map(process, f, items, outcomes, batch_size).run()
     if shape is None:
         return results
-    return _in_shape(results, shape)
-
-
-class _Handling:
-    """What becomes of the items' ends."""
-
-    def __init__(
-        self,
-        on_error: Callable[[BaseException], Any] | None,
-        delays: Sequence[float],
-        check: Callable[[Any, BaseException], Any] | None,
-        bar: Progress,
-    ) -> None:
-        self._on_error = on_error
-        self._delays = delays
-        self._check = check
-        self._states: dict[int, tuple[int, Any]] = {}
-        self.results: dict[int, Any] = {}
-        self.bar = bar
-
-    def value(self, index: int, value: Any) -> None:
-        """An item succeeded."""
-        self.results[index] = value
-        self._states.pop(index, None)
-        self.bar.advance()
-
-    def error(self, index: int, error: Exception) -> float | None:
-        """An item failed: seconds until it is to be tried again, None if it is settled; else raises."""
-        original = error.captured.ex if isinstance(error, RemoteException) else error
-        raised: BaseException = error
-        if self._on_error is not None:
-            try:
-                raise original
-            except BaseException as caught:
-                try:
-                    self.value(index, self._on_error(caught))
-                    return None
-                except BaseException as again:
-                    raised = error if again is original else again
-                    original = again
-        attempt, state = self._states.get(index, (0, None))
-        if attempt < len(self._delays) and not isinstance(original, KeyboardInterrupt):
-            again = True
-            if self._check is not None:
-                answer = self._check(state, original)
-                state, again = answer if isinstance(answer, tuple) else (state, answer)
-            if again:
-                self._states[index] = (attempt + 1, state)
-                return max(0.0, self._delays[attempt])
-        raised.index = index  # type: ignore[attr-defined]
-        raise raised
-
-    def in_order(self) -> list[Any]:
-        """The results by index."""
-        results = self.results
-        return [results[index] for index in range(len(results))]
+    return in_shape(results, shape)
 
 
 class _Work:
@@ -190,13 +135,13 @@ class _Map:
         process: Process,
         f: Callable[..., Any],
         items: Iterator[tuple[int, tuple[Any, ...]]],
-        handling: _Handling,
+        outcomes: Outcomes,
         batch_size: int,
     ) -> None:
         self._process = process
         self._f = f
         self._items = items
-        self._handling = handling
+        self._outcomes = outcomes
         self._batch_size = batch_size
         self._lanes: dict[int, _Lane] = {}
         self._ended: deque[_Work] = deque()
@@ -213,7 +158,7 @@ class _Map:
                 lanes = [lane for lane in self._lanes.values() if lane.under_way]
                 if not lanes:
                     if self._exhausted and not self._again:
-                        return self._handling.in_order()
+                        return self._outcomes.in_order()
                     self._sleep_until_retry()
                     continue
                 self._news = news = Completion()
@@ -287,7 +232,7 @@ class _Map:
 
     def _handle(self, work: _Work) -> None:
         completion, peer = work.completion, work.peer
-        assert completion is not None  # noqa: S101 - set before the callback that brought us here
+        assert completion is not None
         lane = self._lanes[peer.pid]
         if completion.outcome == LOST and lane.victim is None:
             # The results that came before the death have been handled: the oldest request left is the one it was at.
@@ -305,16 +250,16 @@ class _Map:
                 self._failed(index, args, error)
             return
         if len(work.items) == 1:
-            self._handling.value(work.items[0][0], value)
+            self._outcomes.value(work.items[0][0], value)
             return
         for (index, args), (failed, content) in zip(work.items, value, strict=True):
             if failed:
                 self._failed(index, args, RemoteException(peer.pid, content))
             else:
-                self._handling.value(index, content)
+                self._outcomes.value(index, content)
 
     def _failed(self, index: int, args: tuple[Any, ...], error: Exception) -> None:
-        delay = self._handling.error(index, error)
+        delay = self._outcomes.error(index, error)
         if delay is not None:
             self._again.append((time.monotonic() + delay, index, args))
 
@@ -337,13 +282,13 @@ def _run_batch(f: Callable[..., Any], batch: list[tuple[Any, ...]]) -> list[tupl
 
 
 def _run_here(
-    process: Process, f: Callable[..., Any], items: Iterator[Any], handling: _Handling, threads: int
+    process: Process, f: Callable[..., Any], items: Iterator[Any], outcomes: Outcomes, threads: int
 ) -> list[Any]:
     """Without workers: on this thread, or on some threads of this process."""
     if threads == 1:
         for index, args in items:
-            _attempt(process, f, index, args, handling)
-        return handling.in_order()
+            _attempt(process, f, index, args, outcomes)
+        return outcomes.in_order()
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(threads) as pool:
@@ -351,76 +296,32 @@ def _run_here(
         for index, args in items:
             under_way.append((index, args, pool.submit(process.call_here, f, args, {})))
             if len(under_way) >= 2 * threads:
-                _collect(process, f, under_way.popleft(), handling)
+                _collect(process, f, under_way.popleft(), outcomes)
         while under_way:
-            _collect(process, f, under_way.popleft(), handling)
-    return handling.in_order()
+            _collect(process, f, under_way.popleft(), outcomes)
+    return outcomes.in_order()
 
 
-def _collect(process: Process, f: Callable[..., Any], entry: tuple[int, Any, Any], handling: _Handling) -> None:
+def _collect(process: Process, f: Callable[..., Any], entry: tuple[int, Any, Any], outcomes: Outcomes) -> None:
     index, args, future = entry
     try:
-        handling.value(index, future.result())
+        outcomes.value(index, future.result())
     except RemoteException as error:
-        delay = handling.error(index, error)
+        delay = outcomes.error(index, error)
         if delay is not None:
             time.sleep(delay)
-            _attempt(process, f, index, args, handling)
+            _attempt(process, f, index, args, outcomes)
 
 
-def _attempt(process: Process, f: Callable[..., Any], index: int, args: Any, handling: _Handling) -> None:
+def _attempt(process: Process, f: Callable[..., Any], index: int, args: Any, outcomes: Outcomes) -> None:
     while True:
         try:
             value = process.call_here(f, args, {})
         except RemoteException as error:
-            delay = handling.error(index, error)
+            delay = outcomes.error(index, error)
             if delay is None:
                 return
             time.sleep(delay)
         else:
-            handling.value(index, value)
+            outcomes.value(index, value)
             return
-
-
-def _flat(iterable: Iterable[Any]) -> Iterable[Any]:
-    """The items; of an array of several dimensions its elements, in C order."""
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(iterable, numpy.ndarray) and iterable.ndim != 1:
-        return iterable.ravel()  # type: ignore[no-any-return]
-    return iterable
-
-
-def _common_shape(iterables: Sequence[Any]) -> tuple[int, ...] | None:
-    """The shape of the result, if the inputs are arrays.
-
-    Raises:
-        ValueError: arrays of different shapes.
-    """
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return None
-    shapes = [iterable.shape for iterable in iterables if isinstance(iterable, numpy.ndarray)]
-    if not shapes or len(shapes) < len(iterables):
-        return None
-    if any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"pmap over arrays of different shapes: {', '.join(map(str, shapes))}")
-    return tuple(shapes[0])
-
-
-def _in_shape(results: list[Any], shape: tuple[int, ...]) -> Any:
-    """An array of the results: of numbers if they are numbers, else of objects."""
-    import numpy as np
-
-    if all(isinstance(result, bool | int | float | complex | np.generic) for result in results):
-        return np.array(results).reshape(shape)
-    array = np.empty(len(results), dtype=object)
-    for index, result in enumerate(results):
-        array[index] = result
-    return array.reshape(shape)
-
-
-def _length(iterables: Sequence[Any]) -> int | None:
-    lengths = [len(iterable) for iterable in iterables if hasattr(iterable, "__len__")]
-    return min(lengths) if lengths else None
-
-

@@ -50,7 +50,9 @@ class Progress:
         total = "" if self._total is None else f"/{self._total}"
         print(f"\r{self._count}{total}", end="", file=sys.stderr, flush=True)
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self._shown:
             return
         if self._bar is not None:

@@ -91,6 +91,8 @@ def run(program: Program, procs: int | Literal["auto"] | None, load: Sequence[st
     """
     try:
         files = [(os.path.abspath(path), _read(path)) for path in load]
+        for path, source in files:
+            _compile(source, path)
         found = _find(program)
         main = empty_main()
         _prepare_sys(found, program.arguments)
@@ -120,7 +122,7 @@ def run(program: Program, procs: int | Literal["auto"] | None, load: Sequence[st
 def load_source(source: bytes, path: str) -> None:
     """Run a file's source in ``__main__`` of this process. Called on each process for ``-L``."""
     main = namespace()
-    code = compile(source, path, "exec", dont_inherit=True)
+    code = _compile(source, path)
     with _file_name(main, path):
         exec(code, main)  # noqa: S102 - the user's own file
 
@@ -139,22 +141,22 @@ def _find(program: Program) -> _Found:
     if sys.stdin is not None and sys.stdin.isatty():
         return _Found(None, program.kind, "", builtin)
     source = b"" if sys.stdin is None else sys.stdin.buffer.read()
-    return _Found(_compile(source, "<stdin>"), program.kind, "", {"__file__": "<stdin>", **builtin})
+    return _Found(_compile(source, "<stdin>"), program.kind, "", {"__file__": "<stdin>", "__cached__": None, **builtin})
 
 
 def _find_script(path: str) -> _Found:
     import pkgutil
 
-    importer: Any = pkgutil.get_importer(path)  # of folders and archives; None for other files
+    full = os.path.abspath(path)
+    importer: Any = pkgutil.get_importer(full)  # of folders and archives; None for other files
     if importer is None:
-        full = os.path.abspath(path)
         attributes = {"__file__": full, "__cached__": None, "__loader__": SourceFileLoader("__main__", full)}
         return _Found(_compile(_read(path), full), path, os.path.dirname(os.path.realpath(path)), attributes)
     spec = importer.find_spec("__main__")
     if spec is None:
         raise _Failure(f"can't find '__main__' module in {path!r}")
     code, attributes = _code_of(spec)
-    return _Found(code, path, path, attributes, holds_modules=True)
+    return _Found(code, path, full, attributes, holds_modules=True)
 
 
 def _find_module(name: str) -> tuple[CodeType, dict[str, Any]]:

@@ -20,6 +20,7 @@ import os
 import secrets
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -30,10 +31,10 @@ from hybriddist.core.messages import Leave, Members
 from hybriddist.deadline import Deadline
 from hybriddist.errors import SharedMemoryFull, TransportError
 from hybriddist.ids import DRIVER
-from hybriddist.managers import folders
 from hybriddist.managers.base import ClusterManager, WorkerConfig
 from hybriddist.managers.local import LocalContext
 from hybriddist.runtime.child import Child
+from hybriddist.runtime.folders import Folder
 from hybriddist.runtime.output import OutputRelay
 from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.process import Process
@@ -68,6 +69,7 @@ class Cluster:
         lock: held by one addprocs at a time, and by rmprocs while it chooses.
         launching: the addprocs under way.
         closed: nobody is added any more.
+        at_exit: what the interpreter runs at its end to shut this cluster down.
     """
 
     def __init__(self, process: Process) -> None:
@@ -78,8 +80,9 @@ class Cluster:
         self.lock = threading.RLock()
         self.launching: Unfinished | None = None
         self.closed = False
+        self.at_exit: Callable[[], None] = self.close
         self.ospid = os.getpid()
-        self._folder: str | None = None
+        self._folder: Folder | None = None
         self._context: LocalContext | None = None
         process.on_exit = self._on_exit
         if not process.cookie:
@@ -93,9 +96,9 @@ class Cluster:
         settings = self.process.settings = Settings.from_environment()
         if self._context is None:
             segment.sweep()
-            self._folder = folders.make()
-            folders.sweep(self._folder)
-            self._context = LocalContext(lambda: self.process.cookie, self._folder, settings)
+            self._folder = Folder()
+            self._folder.sweep()
+            self._context = LocalContext(lambda: self.process.cookie, self._folder.path, settings)
         self._context.settings = settings
         return self._context
 
@@ -225,7 +228,7 @@ class Cluster:
         left = [member.pid for member in self.process.membership.members() if member.pid != DRIVER]
         with contextlib.ExitStack() as stack:  # from the last to the first; each is done, whatever the others do
             if self._folder is not None:
-                stack.callback(folders.remove, self._folder)
+                stack.callback(self._folder.remove)
             stack.callback(self.output.close)
             for pid in list(self.configs):
                 stack.callback(self.finish, pid)

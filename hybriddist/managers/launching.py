@@ -4,35 +4,40 @@
 
     manager.launch (own thread) ─ notify ─► for each WorkerConfig, on a thread of its own:
         announce   read host and port from the worker's output, unless the config names them
-        connect    manager.connect, or the library's own: shared memory inside the node, TCP else
+        connect    shared memory inside the node, TCP else
         join       Join ─► Joined: ospid, addresses, the answer to the shared-memory probe
     all done: every process is told the new list of members; failures are raised together
 
-A failed launch costs its own worker only, and its pid, which is never used again.
+A failed launch costs its own worker only, and its pid, which is never used again. A launch may be given up in the
+middle, by its time limit, by Ctrl-C, or by the end of the driver: then `notify` raises, so that the manager starts no
+more, and what has not joined yet is killed.
+
+What this module does not know: how a manager starts a worker, and how connections are made (``runtime/paths.py``).
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any, Final
 
 from hybriddist.core.exits import ExitReason
 from hybriddist.core.membership import Member
 from hybriddist.deadline import Deadline
 from hybriddist.errors import (
+    ClusterError,
     CompositeException,
-    HybridDistError,
     LaunchError,
     LaunchTimeout,
     ProcessExitedException,
 )
 from hybriddist.managers.announcement import read_announcement
 from hybriddist.managers.base import ClusterManager, WorkerConfig
+from hybriddist.managers.driver import Cluster
+from hybriddist.managers.removing import Removal
 
-if TYPE_CHECKING:
-    from hybriddist.cluster import Cluster
+_GIVEN_UP: Final = "this addprocs was given up"
 
 
 class Launch:
@@ -45,7 +50,10 @@ class Launch:
         self._deadline = Deadline(params.get("timeout"))
         self._changed = threading.Condition()
         self._launching = True
-        self._threads: list[threading.Thread] = []
+        self._given_up = False
+        self._launched: list[WorkerConfig] = []
+        self._begun = 0
+        self._starting: dict[int, WorkerConfig] = {}
         self._pids: list[int] = []
         self._failures: list[tuple[int, Exception]] = []
         self._probe: Any = None
@@ -56,61 +64,79 @@ class Launch:
         Raises:
             CompositeException: of the launch errors, with the good pids attached.
             TimeoutError: the overall time limit came; ``.pids`` has those that joined.
+            ClusterError: the cluster was shut down meanwhile.
         """
-        launched: list[WorkerConfig] = []
         self._probe = self._cluster.create_probe()
         try:
-            threading.Thread(target=self._launch, args=(launched,), name="hybriddist-launch", daemon=True).start()
-            seen = 0
-            while True:
-                with self._changed:
-                    ready = self._changed.wait_for(
-                        lambda: len(launched) > seen or not self._launching, self._deadline.remaining()
-                    )
-                    more = len(launched) > seen
-                    if not ready or (not more and not self._launching):
-                        break
-                if more:
-                    self._begin(launched[seen], seen)
-                    seen += 1
-            for thread in self._threads:
-                thread.join(self._deadline.remaining())
+            self._cluster.process.spawn(self._launch, "hybriddist-launch")
+            with self._changed:
+                self._changed.wait_for(lambda: self._given_up or self._settled(), self._deadline.remaining())
+            return self._conclude()
+        except (LaunchError, CompositeException):
+            raise
+        except BaseException:
+            # Ctrl-C, above all: nobody will learn these pids, so none of the workers stays.
+            self.give_up()
+            Removal(self._cluster, self._pids).start()
+            raise
         finally:
             if self._probe is not None:
                 self._probe.close()
-        return self._conclude()
 
-    def _launch(self, launched: list[WorkerConfig]) -> None:
+    def give_up(self) -> None:
+        """Start no more workers, and end those that have not joined yet. Does not wait for their ends."""
+        with self._changed:
+            self._given_up = True
+            starting = dict(self._starting)
+            self._changed.notify_all()
+        for pid, config in starting.items():
+            # Whoever waits for its announcement, connection or answer hears of its end.
+            self._cluster.process.spawn(partial(self._manager.kill, pid, config), f"hybriddist-kill-{pid}")
+
+    # ---- the manager's thread ---------------------------------------------------------------------------------
+
+    def _launch(self) -> None:
         failure: Exception | None = None
         try:
-            self._manager.launch(self._params, launched, self._notify)
+            self._manager.launch(self._params, self._launched, self._notify)
         except Exception as error:
             failure = error
+        self._begin()  # what was appended without a word
         with self._changed:
-            if failure is not None:
-                self._failures.append((len(launched), failure))
+            if failure is not None and not self._given_up:
+                self._failures.append((len(self._launched), failure))
             self._launching = False
             self._changed.notify_all()
 
     def _notify(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+        self._begin()
+        if self._given_up:
+            raise ClusterError(_GIVEN_UP)
 
-    def _begin(self, config: WorkerConfig, index: int) -> None:
-        membership = self._cluster.process.membership
-        pid = membership.allocate_pid()
-        membership.add(Member(pid, transport=self._params.get("transport", "auto")))
-        thread = self._cluster.process.spawn(lambda: self._bring_in(pid, config, index), f"hybriddist-launch-{pid}")
-        self._threads.append(thread)
+    def _begin(self) -> None:
+        """Bring in what the manager has launched since the last time."""
+        process = self._cluster.process
+        with self._changed:
+            while self._begun < len(self._launched):
+                index, config = self._begun, self._launched[self._begun]
+                self._begun += 1
+                pid = process.membership.allocate_pid()
+                process.membership.add(Member(pid, transport=self._params.get("transport", "auto")))
+                self._cluster.configs[pid] = self._starting[pid] = config
+                self._cluster.managers[pid] = self._manager
+                process.spawn(partial(self._bring_in, pid, config, index), f"hybriddist-launch-{pid}")
+
+    # ---- one worker's way into the cluster, on a thread of its own ----------------------------------------------
 
     def _bring_in(self, pid: int, config: WorkerConfig, index: int) -> None:
-        """One worker's way into the cluster."""
         cluster = self._cluster
         deadline = self._deadline.sooner(cluster.process.settings.worker_timeout_seconds)
+        name = config.host or "localhost"  # as the user wrote it
+        failure: Exception | None = None
         stage = "announce"
         try:
-            cluster.configs[pid] = config
-            cluster.managers[pid] = self._manager
+            if self._given_up:
+                raise ClusterError(_GIVEN_UP)
             host, port = config.host, config.port
             if config.io is not None:
                 host, port = read_announcement(config, deadline, cluster.output)
@@ -120,47 +146,53 @@ class Launch:
             unix_path = (config.environ or {}).get("unix_path")
             if unix_path:
                 addresses.insert(0, f"unix:{unix_path}")
-            transport = cluster.process.links.dial(addresses, self._params.get("transport", "auto"), deadline)
+            transport = cluster.process.paths.dial(
+                addresses, self._params.get("transport", "auto"), cluster.process.cookie, deadline
+            )
             stage = "join"
-            cluster.join(pid, config, transport, self._params, self._probe, deadline)
+            cluster.join(pid, config, transport, self._probe, deadline)
         except Exception as error:
-            self._fail(pid, config, index, self._launch_error(error, config, stage))
-            return
+            failure = _launch_error(error, name, stage)
         with self._changed:
-            self._pids.append(pid)
-
-    def _launch_error(self, error: Exception, config: WorkerConfig, stage: str) -> LaunchError:
-        if isinstance(error, LaunchError):
-            return error
-        host = config.host or "localhost"
-        tail = error.stderr_tail if isinstance(error, ProcessExitedException) else ""
-        kind = LaunchTimeout if isinstance(error, TimeoutError) else LaunchError
-        made = kind(f"the worker was started but could not be used: {error}", host=host, stage=stage, stderr_tail=tail)
-        made.__cause__ = error
-        return made
-
-    def _fail(self, pid: int, config: WorkerConfig, index: int, error: Exception) -> None:
-        self._cluster.drop(pid, ExitReason("it was never started"))
+            if failure is None and not self._given_up:
+                self._pids.append(pid)
+                del self._starting[pid]
+                self._changed.notify_all()
+                return
+        cluster.drop(pid, ExitReason("it was never started"))
         try:
             self._manager.kill(pid, config)
-            self._manager.manage(pid, config, "finalize")
-        except HybridDistError as problem:
-            error.add_note(f"ending it failed too: {problem}")
+            cluster.finish(pid)
+        except Exception as problem:
+            if failure is not None:
+                failure.add_note(f"ending it failed too: {problem}")
         with self._changed:
-            self._failures.append((index, error))
+            if failure is not None:
+                self._failures.append((index, failure))
+            del self._starting[pid]
+            self._changed.notify_all()
+
+    # ---- the end ----------------------------------------------------------------------------------------------
+
+    def _settled(self) -> bool:
+        return not self._launching and not self._starting
 
     def _conclude(self) -> list[int]:
         with self._changed:
-            pids = sorted(self._pids)
             failures = [error for _, error in sorted(self._failures, key=lambda entry: entry[0])]
-            late = self._launching or any(thread.is_alive() for thread in self._threads)
-        self._cluster.announce_members()
+            late = not self._settled()
+            if self._given_up:
+                raise ClusterError("the cluster was shut down while workers were being added")
         flat: list[Exception] = []
         for failure in failures:
             flat.extend(failure.exceptions if isinstance(failure, CompositeException) else [failure])
-        if late:
+        if late or (self._deadline.expired() and any(isinstance(error, TimeoutError) for error in flat)):
+            self.give_up()
+        pids = sorted(self._pids)
+        self._cluster.announce_members()
+        if self._given_up:
             error = LaunchTimeout(f"addprocs did not finish within {self._params.get('timeout')} seconds")
-            error.pids = pids  # type: ignore[attr-defined]
+            error.pids = pids
             raise error
         if flat:
             if len(flat) == 1 and not isinstance(flat[0], LaunchError):
@@ -169,13 +201,11 @@ class Launch:
         return pids
 
 
-def removal_reason(config: WorkerConfig, *, expected: bool, timeout: float) -> ExitReason:
-    """Why a worker's connection ended, from its exit status where there is one within ``timeout`` seconds."""
-    child = config.process
-    status = child.wait(Deadline(timeout)) if hasattr(child, "exit_status") else None
-    if status is None:
-        return ExitReason.removed() if expected else ExitReason.lost()
-    reason = ExitReason.ended(status.exitcode, status.signal)
-    return replace(reason, text=f"it was removed ({reason.text})") if expected else reason
-
-
+def _launch_error(error: Exception, host: str, stage: str) -> LaunchError:
+    if isinstance(error, LaunchError):
+        return error
+    tail = error.stderr_tail if isinstance(error, ProcessExitedException) else ""
+    kind = LaunchTimeout if isinstance(error, TimeoutError) else LaunchError
+    made = kind(f"the worker was started but could not be used: {error}", host=host, stage=stage, stderr_tail=tail)
+    made.__cause__ = error
+    return made

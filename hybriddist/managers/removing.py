@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from hybriddist import limits
@@ -73,11 +74,11 @@ class Removal:
         cluster = self._cluster
         for pid in list(self._left):
             if cluster.leaving(pid):
-                cluster.process.spawn(lambda pid=pid: self._remove(pid), f"hybriddist-remove-{pid}")  # type: ignore[misc]
+                cluster.process.spawn(partial(self._remove, pid), f"hybriddist-remove-{pid}")
             elif cluster.process.membership.get(pid) is None:
                 self._gone(pid)
             else:  # another rmprocs, or its own death, is at it
-                cluster.process.spawn(lambda pid=pid: self._watch(pid), f"hybriddist-remove-{pid}")  # type: ignore[misc]
+                cluster.process.spawn(partial(self._watch, pid), f"hybriddist-remove-{pid}")
 
     def _remove(self, pid: int) -> None:
         cluster = self._cluster

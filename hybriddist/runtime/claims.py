@@ -87,7 +87,8 @@ class References:
 
     def encode(self, value: Any, pid: int) -> tuple[bytes, Any]:
         """Pickle a value that has references in it for process ``pid``, and give it its claims."""
-        self._sending.met = met = []
+        met: list[tuple[RRID, int]] = []
+        self._sending.met = met
         try:
             encoded = payload.dumps(value)
         finally:

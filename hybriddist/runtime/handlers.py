@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from hybriddist.core import captured, payload
 from hybriddist.core.exits import ExitReason
@@ -56,9 +56,8 @@ def is_coroutine(value: Any) -> bool:
 
 
 def _on_call(peer: Peer, call: Call) -> None:
-    if call.mode & 0x0F:
-        if call.mode != Mode.DO:
-            peer.process.store.created(RRID(call.whence, call.id))
+    if call.mode & 0x0F and call.mode != Mode.DO:
+        peer.process.store.created(RRID(call.whence, call.id))
     # Looked up now: the function may be forgotten before the call's turn comes.
     key = call.function_key
     peer.queue.append(partial(_run_call, peer, call, peer.functions_in.find(key) if key else None))
@@ -94,8 +93,6 @@ def _report_start(peer: Peer, call_id: int) -> None:
 def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
     """Unpickle and run: user code both."""
     body, buffers = call.body, call.buffers
-    # The message's own hold on large buffers ends here: they live as long as the arguments do.
-    call.body, call.buffers = b"", ()
     if definition is None:
         function, args, kwargs = payload.loads(body, buffers)
     else:
@@ -103,7 +100,9 @@ def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
         if not body:
             return function()
         args, kwargs = payload.loads(body, buffers)
-    del body, buffers
+    if buffers:
+        # The message's own hold on large buffers ends here: they live as long as the arguments do.
+        cast("list[Buffer]", buffers).clear()
     return function(*args, **kwargs)
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from _signal import getsignal  # without the conversion to an enum, which costs 3 µs a call
+from _signal import getsignal  # type: ignore[import-not-found]  # without the conversion to an enum, which costs 3 µs a call
 from collections.abc import Callable, Iterable
 from types import CodeType, FrameType
 from typing import Any
@@ -115,5 +115,5 @@ class InterruptGuard:
 
 
 def _code(function: Callable[..., Any]) -> CodeType:
-    code: CodeType = function.__code__  # type: ignore[attr-defined]
+    code: CodeType = function.__code__
     return code

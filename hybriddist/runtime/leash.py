@@ -23,6 +23,8 @@ from collections.abc import Callable
 from threading import Event, Thread
 from typing import Final
 
+from hybriddist.runtime import folders
+
 LAST_WORDS_SECONDS: Final = 0.5
 """How long ``on_end`` may take before the process leaves without it."""
 
@@ -73,8 +75,7 @@ class Leash:
     def _leave(self) -> None:
         try:
             if self.unix_path is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(self.unix_path)
+                folders.leave(self.unix_path)
             if self.on_end is not None:
                 done = Event()
                 Thread(target=_say_last_words, args=(self.on_end, done), daemon=True).start()

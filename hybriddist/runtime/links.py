@@ -1,31 +1,25 @@
 """How a process gets its connections, and what happens when one ends.
 
-Every connection begins as a stream socket and ends up as a `Peer`::
+A proven transport (``runtime/paths.py``) becomes a `Peer` by an introduction::
 
-    connector                                              acceptor (a worker; the driver never listens)
-      connect ──────────────────────────────────────────►  accept, on a thread of its own, with a deadline
-      greet: mutual proof of the cookie  ◄──────────────►  greet
-      "S" + offer of a segment  (the shared-memory probe) ►  attach ─► yes: shared memory, the socket is the doorbell
-      or "T"                    ─────────────────────────►  plain stream frames
-      Join (driver) / Identify (worker)  ────────────────►  now the peer has a pid
-      ◄──────────────────────────────────────────── Joined  (the answer to Join)
+    connector                                   acceptor (a worker; the driver never listens)
+      Join (driver) or Identify (worker)  ───►  now the peer has a pid
+      ◄──────────────────────────────── Joined  (the answer to Join)
 
 Of two workers the higher pid connects. A lower one asks for it through the driver, so that there is never more than
-one connection of a pair. Nothing of a peer is unpickled before its proof.
+one connection of a pair.
 """
 
 from __future__ import annotations
 
 import socket
-import warnings
 from _thread import allocate_lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybriddist import limits
 from hybriddist.core import payload
-from hybriddist.core.handshake import Role
-from hybriddist.core.lease import RecycledMemory
 from hybriddist.core.exits import ExitReason
+from hybriddist.core.handshake import Role
 from hybriddist.core.membership import Member
 from hybriddist.core.messages import Identify, Join, Joined, Left
 from hybriddist.core.protocol import Protocol as ProtocolState
@@ -35,12 +29,11 @@ from hybriddist.errors import (
     HybridDistError,
     ProcessExitedException,
     RemoteProtocolError,
-    SharedMemoryFull,
     TransportError,
 )
-from hybriddist.greeting import greet
 from hybriddist.ids import DRIVER
 from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.context import known
 from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.roster import Roster
 from hybriddist.transport import Transport
@@ -85,7 +78,6 @@ class Links:
         self._lock = allocate_lock()
         self.arrived = Completion()
         """Done when the driver's Join has come: what a new worker waits for."""
-        self._warned_full = False
 
     # ---- accepting --------------------------------------------------------------------------------------------
 
@@ -99,7 +91,8 @@ class Links:
         """Greet an accepted connection on a thread of its own; too many that have proved nothing: the oldest goes."""
         with self._lock:
             self._unproven[id(sock)] = sock
-            oldest = next(iter(self._unproven.values())) if len(self._unproven) > limits.MAX_UNPROVEN_CONNECTIONS else None
+            crowded = len(self._unproven) > limits.MAX_UNPROVEN_CONNECTIONS
+            oldest = next(iter(self._unproven.values())) if crowded else None
         if oldest is not None:
             _shut(oldest)
         self._process.spawn(lambda: self._greet_and_attach(sock), "hybriddist-greeter")
@@ -107,8 +100,7 @@ class Links:
     def _greet_and_attach(self, sock: socket.socket) -> None:
         deadline = Deadline(limits.HANDSHAKE_SECONDS)
         try:
-            greet(sock, Role.ACCEPTOR, self._process.cookie, deadline)
-            transport = self._accepted_transport(sock, deadline)
+            transport = self._process.paths.accept(sock, self._process.cookie, deadline)
         except (HybridDistError, OSError):
             # Whoever it was hears nothing, least of all why.
             sock.close()
@@ -117,21 +109,6 @@ class Links:
             with self._lock:
                 self._unproven.pop(id(sock), None)
         self._attach(Peer(self._process, transport, ProtocolState(Role.ACCEPTOR, None)))
-
-    def _accepted_transport(self, sock: socket.socket, deadline: Deadline) -> Transport:
-        from hybriddist.shm import rendezvous
-
-        sock.settimeout(deadline.remaining())
-        path = sock.recv(1)
-        sock.settimeout(None)
-        if path == rendezvous.PATH_SHM:
-            shared = rendezvous.accept(sock, deadline)
-            if shared is not None:
-                return shared
-            path = sock.recv(1)
-        if path != rendezvous.PATH_STREAM:
-            raise RemoteProtocolError(f"no path begins with {path!r}")
-        return _stream(sock, self._process.memory)
 
     # ---- connecting -------------------------------------------------------------------------------------------
 
@@ -186,54 +163,10 @@ class Links:
 
     def _dial_worker(self, member: Member) -> None:
         deadline = Deadline(self._process.settings.worker_timeout_seconds)
-        transport = self.dial(member.addresses, member.transport, deadline)
+        transport = self._process.paths.dial(member.addresses, member.transport, self._process.cookie, deadline)
         peer = Peer(self._process, transport, ProtocolState(Role.CONNECTOR, None), member.pid)
         self._process.peers[member.pid] = peer
         self._attach(peer, Identify(payload.dumps({"pid": self._process.pid, "to": member.pid})[0]))
-
-    def dial(self, addresses: list[str], preference: str, deadline: Deadline) -> Transport:
-        """A proven transport to the first of ``addresses`` ("unix:PATH", "tcp:HOST:PORT") that answers.
-
-        Args:
-            preference: "auto" takes shared memory where it can be had, "shm" insists on it, "tcp" does without.
-        """
-        from hybriddist.shm import rendezvous
-
-        failure: Exception = ConnectError("the process announced no address to connect to")
-        for address in addresses:
-            scheme, _, where = address.partition(":")
-            if scheme == "unix" and preference == "tcp":
-                continue
-            sock = None
-            try:
-                sock = _open(scheme, where, deadline)
-                greet(sock, Role.CONNECTOR, self._process.cookie, deadline)
-                if preference != "tcp" and _may_share(scheme, where):
-                    try:
-                        shared = rendezvous.offer(sock, deadline)
-                    except SharedMemoryFull as error:
-                        if preference == "shm":
-                            raise
-                        shared = None
-                        self._warn_full(error)
-                    if shared is not None:
-                        return shared
-                    if preference == "shm":
-                        raise ConnectError(f"{address} cannot share memory with this process", address)
-                    if scheme == "unix":
-                        raise ConnectError(f"{address} is for shared memory only", address)
-                sock.sendall(rendezvous.PATH_STREAM)
-                return _stream(sock, self._process.memory)
-            except (HybridDistError, OSError) as error:
-                failure = error
-                if sock is not None:
-                    sock.close()
-        raise failure
-
-    def _warn_full(self, error: SharedMemoryFull) -> None:
-        if not self._warned_full:
-            self._warned_full = True
-            warnings.warn(f"{error}; this connection uses TCP instead", RuntimeWarning, stacklevel=4)
 
     def _attach(self, peer: Peer, first: Any = None) -> None:
         """Let a peer's frames flow."""
@@ -380,46 +313,18 @@ class Links:
 
 def bring_together(lower: int, higher: int) -> None:
     """Runs on the driver: have the higher of two workers connect to the lower."""
-    from hybriddist.runtime.current import current
-
-    current().fetch_call(connect_back, higher, (lower,), {})
+    _this_process().fetch_call(connect_back, higher, (lower,), {})
 
 
 def connect_back(lower: int) -> None:
     """Runs on the higher of two workers."""
-    from hybriddist.runtime.current import current
-
-    current().peer(lower)
+    _this_process().peer(lower)
 
 
-def _open(scheme: str, where: str, deadline: Deadline) -> socket.socket:
-    if scheme == "unix":
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(deadline.remaining())
-            sock.connect(where)
-            sock.settimeout(None)
-        except OSError as error:
-            sock.close()
-            raise ConnectError(f"cannot connect to {where}: {error}", f"unix:{where}") from error
-        return sock
-    from hybriddist.net import socket as net_socket
-    from hybriddist.net.address import Address
-
-    return net_socket.connect(Address.parse(where), deadline)
-
-
-def _may_share(scheme: str, where: str) -> bool:
-    """Whether a shared-memory offer is worth its round trip."""
-    from hybriddist.net.address import Address, is_loopback
-
-    return scheme == "unix" or is_loopback(Address.parse(where).host)
-
-
-def _stream(sock: socket.socket, memory: RecycledMemory) -> Transport:
-    from hybriddist.net.transport import StreamTransport
-
-    return StreamTransport(sock, allocate=memory.allocate)
+def _this_process() -> Process:
+    process = known()
+    assert process is not None
+    return process
 
 
 def _shut(sock: socket.socket) -> None:

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 _yield = getattr(os, "sched_yield", lambda: None)
 
 _TURNS_BEFORE_YIELD = 32
-"""Looks at the transport (some 10 µs) before the CPU is offered to others at each further one: on a busy machine a yield
-costs a time slice, and an awake peer answers sooner than that."""
+"""Looks at the transport (some 10 µs) before the CPU is offered to others at each further one: on a busy machine a
+yield costs a time slice, and an awake peer answers sooner than that."""
 
 
 class Peer:
@@ -392,20 +392,3 @@ def spin_together(peers: Sequence[Peer], seconds: float, completion: Completion)
     if held and held[0]._guard.pending:
         held[0]._guard.deliver()
     return completion.done
-
-
-def tick_peers(peers: Sequence[Peer]) -> float | None:
-    """Send due heartbeats and notice silence; seconds until this has to be called again, None for never."""
-    soonest: float | None = None
-    now = monotonic()
-    for peer in peers:
-        try:
-            for head, buffers in peer.protocol.tick(now):
-                peer.send_frame(head, buffers)
-            wakeup = peer.protocol.next_wakeup()
-        except HybridDistError as error:
-            peer.lose(error)
-            continue
-        if wakeup is not None:
-            soonest = wakeup if soonest is None else min(soonest, wakeup)
-    return None if soonest is None else max(0.0, soonest - now)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import selectors
+from _thread import allocate_lock
 from typing import Any, Protocol
 
 READ = 1
@@ -23,23 +24,37 @@ class Source(Protocol):
 
 
 class Poller:
-    """Sources by descriptor."""
+    """Sources by descriptor. It has descriptors of its own from `open` to `close`."""
 
     def __init__(self) -> None:
         self._sources: dict[int, Source] = {}
-        self._epoll: Any = select.epoll() if hasattr(select, "epoll") else None
-        self._selector = None if self._epoll is not None else selectors.DefaultSelector()
-        if hasattr(os, "eventfd"):
-            self._wake_read = self._wake_write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        else:
-            self._wake_read, self._wake_write = os.pipe()
-            os.set_blocking(self._wake_read, False)
-            os.set_blocking(self._wake_write, False)
-        self._woken = False
-        self._register(self._wake_read, READ)
+        self._lock = allocate_lock()
+        self._epoll: Any = None
+        self._selector: Any = None
+        self._wake_read = self._wake_write = -1
+        self._woken = True  # nobody polls yet
+
+    def open(self) -> None:
+        """Make ready for `poll`. Idempotent; the first `add` does it too."""
+        with self._lock:
+            if self._wake_read >= 0:
+                return
+            if hasattr(os, "eventfd"):
+                self._wake_read = self._wake_write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            else:
+                self._wake_read, self._wake_write = os.pipe()
+                os.set_blocking(self._wake_read, False)
+                os.set_blocking(self._wake_write, False)
+            if hasattr(select, "epoll"):
+                self._epoll = select.epoll()
+            else:
+                self._selector = selectors.DefaultSelector()
+            self._register(self._wake_read, READ)
+            self._woken = False
 
     def add(self, descriptor: int, source: Source, mask: int = READ) -> None:
         """Poll ``descriptor`` for ``source`` from now on."""
+        self.open()
         self._sources[descriptor] = source
         self._register(descriptor, mask)
 
@@ -106,13 +121,13 @@ class Poller:
     def close(self) -> None:
         """Close the poller's own descriptors; the sources' belong to their owners."""
         self._sources.clear()
+        self._woken = True  # a late `wake` must not write to a number that is another file's by then
         if self._epoll is not None:
             self._epoll.close()
-        elif self._selector is not None:
+        if self._selector is not None:
             self._selector.close()
-        os.close(self._wake_read)
-        if self._wake_write != self._wake_read:
-            os.close(self._wake_write)
+        for descriptor in {self._wake_read, self._wake_write} - {-1}:
+            os.close(descriptor)
 
     def _register(self, descriptor: int, mask: int) -> None:
         if self._epoll is not None:

@@ -26,7 +26,6 @@ from hybriddist import limits
 from hybriddist.core import captured as captured_module
 from hybriddist.core import payload
 from hybriddist.core.exits import ExitReason
-from hybriddist.core.lease import RecycledMemory
 from hybriddist.core.messages import ANSWERED, Call, Mode, Outcome, Request
 from hybriddist.deadline import Deadline
 from hybriddist.errors import RemoteException, TransportError
@@ -34,9 +33,10 @@ from hybriddist.ids import RRID
 from hybriddist.runtime import handlers, links
 from hybriddist.runtime.claims import References
 from hybriddist.runtime.completion import Completion
-from hybriddist.runtime.current import enter
+from hybriddist.runtime.context import enter
 from hybriddist.runtime.execution import Executor, call_in_user_code
 from hybriddist.runtime.interrupts import InterruptGuard
+from hybriddist.runtime.paths import Paths
 from hybriddist.runtime.peer import Peer, spin_together
 from hybriddist.runtime.poller import Poller
 from hybriddist.runtime.receiver import Receiver, SpinPolicy
@@ -90,8 +90,7 @@ class Process:
         self.receiver = Receiver(self)
         self.spin_policy = SpinPolicy(usable_cpu_count())
         self.store = Store()
-        self.memory = RecycledMemory()
-        """Warm memory for large arrays that come over TCP."""
+        self.paths = Paths()
         self.references = References(self)
         self.links = links.Links(self)
         self.peers: dict[int, Peer] = {}

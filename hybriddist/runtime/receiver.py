@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import threading
 from _thread import allocate_lock
+from collections.abc import Sequence
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from hybriddist import limits
-from hybriddist.runtime.peer import Peer, tick_peers
+from hybriddist.errors import HybridDistError
+from hybriddist.runtime.peer import Peer
 
 if TYPE_CHECKING:
     from hybriddist.runtime.process import Process
@@ -70,7 +73,7 @@ class Receiver:
     def _step(self) -> None:
         """Wait once for something and handle it; the caller is the one that polls."""
         process, executor = self._process, self._executor
-        timeout = tick_peers(process.watched_peers)
+        timeout = _tick(process.watched_peers)
         if executor.queue:
             timeout = limits.STANDBY_SECONDS
         for source in self._poller.poll(timeout):
@@ -116,7 +119,7 @@ class Receiver:
     def _rest(self) -> None:
         """Block until something is ready. The standby needs no clock meanwhile."""
         process = self._process
-        timeout = tick_peers(process.watched_peers)
+        timeout = _tick(process.watched_peers)
         with self._role:
             if self._closed:
                 return
@@ -209,6 +212,7 @@ class Receiver:
             thread.join(timeout)
 
     def _start_thread(self, target: object, name: str) -> None:
+        self._poller.open()  # before anybody can have a reason to wake it
         self._thread = threading.Thread(target=self._process.in_context(target), name=name, daemon=True)  # type: ignore[arg-type]
         self._thread.start()
 
@@ -247,3 +251,20 @@ class SpinPolicy:
 _FAILURES = 8
 _RETRY_EVERY = 16
 _RETRY_FACTOR = 4
+
+
+def _tick(peers: Sequence[Peer]) -> float | None:
+    """Send due heartbeats and notice silence; seconds until this has to be called again, None for never."""
+    soonest: float | None = None
+    now = monotonic()
+    for peer in peers:
+        try:
+            for head, buffers in peer.protocol.tick(now):
+                peer.send_frame(head, buffers)
+            wakeup = peer.protocol.next_wakeup()
+        except HybridDistError as error:
+            peer.lose(error)
+            continue
+        if wakeup is not None:
+            soonest = wakeup if soonest is None else min(soonest, wakeup)
+    return None if soonest is None else max(0.0, soonest - now)

@@ -24,7 +24,9 @@ from typing import IO, Any, Final, NoReturn
 
 from hybriddist import limits
 from hybriddist.errors import ClusterError, ConnectError
+from hybriddist.ids import DRIVER
 from hybriddist.net.address import parse_bind_to
+from hybriddist.runtime.context import known
 from hybriddist.runtime.options import WorkerOptions
 from hybriddist.settings import Settings
 
@@ -61,11 +63,8 @@ def start_worker(
 
     Source: Julia's Distributed, ``start_worker``.
     """
-    from hybriddist.ids import DRIVER
-    from hybriddist.runtime.current import current
-
-    process = current()
-    if process.pid != DRIVER or process.peers:
+    process = known()
+    if process is not None and (process.pid != DRIVER or process.peers):
         raise ClusterError("this process is a member of a cluster already")
     if threading.current_thread() is not threading.main_thread():
         raise ClusterError("a worker needs the main thread of its process")
@@ -78,6 +77,8 @@ def start_from_command_line(cookie: str | None, bind_to: str | None, *, with_opt
     try:
         _open_standard_descriptors()
         where = None if bind_to is None else parse_bind_to(bind_to)
+        if where is not None and where.is_hint:
+            raise ValueError("--bind-to takes a port as a hint only in a machine specification")
         if cookie is None:
             cookie = _read_cookie()
         else:
@@ -194,5 +195,5 @@ def empty_main() -> dict[str, Any]:
     namespace = sys.modules["__main__"].__dict__
     namespace.clear()
     fresh = dict.fromkeys(("__doc__", "__loader__", "__package__", "__spec__"))
-    namespace.update(fresh, __name__="__main__", __builtins__=builtins)
+    namespace.update(fresh, __name__="__main__", __builtins__=builtins, __annotations__={})
     return namespace

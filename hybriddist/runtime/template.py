@@ -33,7 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from hybriddist.runtime import control
+from hybriddist.runtime import control, folders
 from hybriddist.runtime.options import WorkerOptions
 
 RUNNER: Final = "hybriddist.runtime.worker:run"
@@ -87,6 +87,7 @@ class _Template:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._children: dict[int, str | None] = {}  # ospid: the worker's socket file
+        self._folder = ""  # where all of these are
         # SIGCHLD writes a byte here. A plain select could miss a signal that comes just before it blocks.
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._woken, False)
@@ -129,7 +130,8 @@ class _Template:
             return _Birth(request["options"], descriptors)
         for fd in descriptors:
             os.close(fd)
-        self._children[ospid] = request["options"].get("unix_path")
+        self._children[ospid] = unix_path = request["options"].get("unix_path")
+        self._folder = os.path.dirname(unix_path or "") or self._folder
         # A descriptor that stands for the process, made before anybody could wait for it: with it the driver can
         # watch and signal the worker also after the template's death.
         pidfd = -1
@@ -191,6 +193,8 @@ class _Template:
             if unix_path is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(unix_path)
+        if self._folder:
+            folders.leave_folder(self._folder)
 
 
 def _become_worker(birth: _Birth, run: Callable[[WorkerOptions], Any]) -> NoReturn:

@@ -21,7 +21,8 @@ from hybriddist import limits
 from hybriddist.deadline import Deadline
 from hybriddist.net.address import network_address
 from hybriddist.net.listener import TcpListener
-from hybriddist.runtime.current import become
+from hybriddist.runtime import folders
+from hybriddist.runtime.context import become
 from hybriddist.runtime.leash import Leash, take_stdin
 from hybriddist.runtime.options import WorkerOptions
 from hybriddist.runtime.process import Process
@@ -96,7 +97,7 @@ def _leave(code: int, leash: Leash | None) -> NoReturn:
     """Exit now, whatever state the process is in; nothing here may fail to end in the exit."""
     try:
         if leash is not None and leash.unix_path is not None:
-            _remove(leash.unix_path)
+            folders.leave(leash.unix_path)
     finally:
         os._exit(code)
 

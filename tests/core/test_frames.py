@@ -57,8 +57,9 @@ def forged(
 ) -> bytes:
     """A frame with correct checksums that `encode` would not make."""
     size = len(head) if head_bytes is None else head_bytes
-    checked = Struct("<HHII").pack(magic, count, size, crc32(table + head))
-    return checked + crc32(checked).to_bytes(4, "little") + table + head
+    checked = Struct("<HHI").pack(magic, count, size)
+    own_checksum = crc32(checked)
+    return checked + Struct("<II").pack(own_checksum, crc32(table + head, own_checksum)) + table + head
 
 
 def entry(length: int, place: int = 0) -> bytes:
@@ -202,9 +203,9 @@ def test_without_places_all_is_inline() -> None:
 
 
 def test_the_wire_format_stays_as_it_is() -> None:
-    assert encode(b"head") == bytes.fromhex("d1000000 04000000 9cf6f3a7 5d647a09 68656164")
+    assert encode(b"head") == bytes.fromhex("d1000000 04000000 bc3ef720 969831be 68656164")
     assert encode(b"", [1], [2]) == bytes.fromhex(
-        "d1000100 00000000 b9ddf600 9a35c3f4 0100000000000000 0200000000000000"
+        "d1000100 00000000 4e7ac964 c92d8fcd 0100000000000000 0200000000000000"
     )
 
 

@@ -1,0 +1,152 @@
+"""Making proven transports: from an address to dial, or from a connection that was accepted.
+
+::
+
+    connector                                              acceptor
+      connect ──────────────────────────────────────────►  (accepted)
+      greet: mutual proof of the cookie  ◄──────────────►  greet
+      "S" + offer of a segment  (the shared-memory probe) ►  attach ─► yes: shared memory, the socket is the doorbell
+      or "T"                    ─────────────────────────►  plain stream frames
+
+Nothing is unpickled here. What this module does not know: peers, pids, messages.
+"""
+
+from __future__ import annotations
+
+import socket
+import warnings
+from typing import TYPE_CHECKING
+
+from hybriddist.core.handshake import Role
+from hybriddist.core.lease import RecycledMemory
+from hybriddist.deadline import Deadline
+from hybriddist.errors import ConnectError, HybridDistError, RemoteProtocolError, SharedMemoryFull
+from hybriddist.greeting import greet
+from hybriddist.transport import Transport
+
+if TYPE_CHECKING:
+    from hybriddist.shm.segment import Budget
+
+
+class Paths:
+    """The transports of one process: they share its memory budget and its recycled memory."""
+
+    def __init__(self) -> None:
+        self._memory = RecycledMemory()
+        self._budget: Budget | None = None
+        self._warned_full = False
+
+    def accept(self, sock: socket.socket, cookie: str, deadline: Deadline) -> Transport:
+        """Greet whoever has connected and agree on the path.
+
+        Raises:
+            HybridDistError, OSError: it is nobody of ours, or too slow; the caller closes the socket.
+        """
+        greet(sock, Role.ACCEPTOR, cookie, deadline)
+        from hybriddist.shm import rendezvous
+
+        path = self._read_path(sock, deadline)
+        if path == rendezvous.PATH_SHM:
+            shared = rendezvous.accept(sock, deadline, budget=self._shared_budget(), allocate=self._memory.allocate)
+            if shared is not None:
+                return shared
+            path = self._read_path(sock, deadline)
+        if path != rendezvous.PATH_STREAM:
+            raise RemoteProtocolError(f"no path begins with {path!r}")
+        return self._stream(sock)
+
+    def dial(self, addresses: list[str], preference: str, cookie: str, deadline: Deadline) -> Transport:
+        """A proven transport to the first of ``addresses`` ("unix:PATH", "tcp:HOST:PORT") that answers.
+
+        Args:
+            preference: "auto" takes shared memory where it can be had, "shm" insists on it, "tcp" does without.
+
+        Raises:
+            HybridDistError, OSError: of the last address tried.
+        """
+        failure: Exception = ConnectError("the process announced no address to connect to")
+        for address in addresses:
+            if preference == "tcp" and address.startswith("unix:"):
+                continue
+            try:
+                return self._dial_one(address, preference, cookie, deadline)
+            except (HybridDistError, OSError) as error:
+                failure = error
+        raise failure
+
+    def _dial_one(self, address: str, preference: str, cookie: str, deadline: Deadline) -> Transport:
+        from hybriddist.shm import rendezvous
+
+        scheme, _, where = address.partition(":")
+        sock = _open(scheme, where, deadline)
+        try:
+            greet(sock, Role.CONNECTOR, cookie, deadline)
+            if preference != "tcp" and _may_share(scheme, where):
+                shared = self._offer(sock, preference, deadline)
+                if shared is not None:
+                    return shared
+                if preference == "shm":
+                    raise ConnectError(f"{address} cannot share memory with this process", address)
+                if scheme == "unix":
+                    raise ConnectError(f"{address} is for shared memory only", address)
+            sock.settimeout(deadline.remaining())
+            sock.sendall(rendezvous.PATH_STREAM)
+            return self._stream(sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _offer(self, sock: socket.socket, preference: str, deadline: Deadline) -> Transport | None:
+        from hybriddist.shm import rendezvous
+
+        try:
+            return rendezvous.offer(sock, deadline, budget=self._shared_budget(), allocate=self._memory.allocate)
+        except SharedMemoryFull as error:
+            if preference == "shm":
+                raise
+            if not self._warned_full:
+                self._warned_full = True
+                warnings.warn(f"{error}; TCP is used instead", RuntimeWarning, stacklevel=4)
+            return None
+
+    def _shared_budget(self) -> Budget:
+        from hybriddist.shm.segment import Budget
+
+        if self._budget is None:
+            self._budget = Budget()
+        return self._budget
+
+    def _stream(self, sock: socket.socket) -> Transport:
+        from hybriddist.net.transport import StreamTransport
+
+        sock.settimeout(None)
+        return StreamTransport(sock, allocate=self._memory.allocate)
+
+    @staticmethod
+    def _read_path(sock: socket.socket, deadline: Deadline) -> bytes:
+        sock.settimeout(deadline.remaining() or 1e-3)
+        return sock.recv(1)
+
+
+def _open(scheme: str, where: str, deadline: Deadline) -> socket.socket:
+    if scheme == "unix":
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(deadline.remaining())
+            sock.connect(where)
+            sock.settimeout(None)
+        except OSError as error:
+            sock.close()
+            raise ConnectError(f"cannot connect to {where}: {error}", f"unix:{where}") from error
+        return sock
+    from hybriddist.net import socket as net_socket
+    from hybriddist.net.address import Address
+
+    return net_socket.connect(Address.parse(where), deadline)
+
+
+def _may_share(scheme: str, where: str) -> bool:
+    """Whether a shared-memory offer is worth its round trip."""
+    from hybriddist.net.address import Address, is_loopback
+
+    return scheme == "unix" or is_loopback(Address.parse(where).host)
