@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from hybriddist.core.messages import Mode
 from hybriddist.future import Future
+from hybriddist.ids import RRID, as_pid
 from hybriddist.runtime.current import current
 
 T = TypeVar("T")
@@ -52,8 +53,7 @@ def remotecall_fetch(f: Callable[..., T], where: int, /, *args: Any, **kwargs: A
 
     Source: Julia's Distributed, ``remotecall_fetch``.
     """
-    _check(f, where)
-    return current().fetch_call(f, where, args, kwargs)  # type: ignore[no-any-return]
+    return current().fetch_call(f, _check(f, where), args, kwargs)  # type: ignore[no-any-return]
 
 
 def remotecall_wait(f: Callable[..., Any], where: int, /, *args: Any, **kwargs: Any) -> Future:
@@ -72,7 +72,7 @@ def remote_do(f: Callable[..., Any], where: int, /, *args: Any, **kwargs: Any) -
 
     Source: Julia's Distributed, ``remote_do``.
     """
-    _check(f, where)
+    where = _check(f, where)
     process = current()
     if where == process.pid:
         process.store_call_here(f, args, kwargs, None)
@@ -123,8 +123,46 @@ def isready(x: Any) -> bool:
     return bool(x.isready())
 
 
+def finalize(x: Any) -> None:
+    """Give a reference up now, without waiting for the garbage collector. The handle cannot be used afterwards.
+
+    The value goes as soon as no other process holds a reference to it.
+
+    Source: Julia's ``finalize`` of a remote reference.
+    """
+    _reference(x)._finalize()
+
+
+def remoteref_id(x: Any) -> RRID:
+    """The identity of a reference: ``whence``, the process that made it, and ``id``, a number of that process.
+
+    Source: Julia's Distributed, ``remoteref_id``.
+    """
+    rrid: RRID = _reference(x)._rrid
+    return rrid
+
+
+def live_references(pid: int) -> list[RRID]:
+    """The references whose values (or whose calls under way) process ``pid`` holds for others, sorted.
+
+    For tests and for the hunt for leaks. What only the process itself refers to is not among them.
+    """
+    return remotecall_fetch(_live_here, pid)
+
+
+def _live_here() -> list[RRID]:
+    process = current()
+    return process.store.live(process.pid)
+
+
+def _reference(x: Any) -> Any:
+    if not hasattr(x, "_rrid"):
+        raise TypeError(f"this takes a reference, such as a Future, not {type(x).__name__}")
+    return x
+
+
 def _call(f: Callable[..., Any], where: int, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Mode) -> Future:
-    _check(f, where)
+    where = _check(f, where)
     process = current()
     future = Future._of_call(process, where)
     rrid = future._rrid
@@ -139,16 +177,15 @@ def _call(f: Callable[..., Any], where: int, args: tuple[Any, ...], kwargs: dict
     if mode == Mode.WAIT:
         process.wait(completion, peer)
         if completion.outcome:
-            future._finish(completion, peer)
+            future._finish((completion, peer))
             future._result()
     return future
 
 
-def _check(f: Any, where: Any) -> None:
+def _check(f: Any, where: Any) -> int:
     if not callable(f):
         raise TypeError(f"the first argument must be callable, not {type(f).__name__}")
-    if type(where) is not int and not hasattr(type(where), "__index__"):
-        raise TypeError(f"where must be a pid (an int), not {type(where).__name__}")
+    return as_pid(where)
 
 
 def _place(where: int | Literal["any"]) -> int:
@@ -159,6 +196,6 @@ def _place(where: int | Literal["any"]) -> int:
 
 
 __all__ = [
-    "fetch", "fetchfrom", "isready", "put", "remote_do", "remotecall", "remotecall_fetch", "remotecall_wait", "spawn",
-    "spawnat", "wait",
+    "fetch", "fetchfrom", "finalize", "isready", "live_references", "put", "remote_do", "remotecall",
+    "remotecall_fetch", "remotecall_wait", "remoteref_id", "spawn", "spawnat", "wait",
 ]  # fmt: skip

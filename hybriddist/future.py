@@ -7,19 +7,24 @@ fetched, the value is freed.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, Final
 
-from hybriddist.core import captured
 from hybriddist.core.messages import Operation, Outcome
 from hybriddist.deadline import Deadline
-from hybriddist.errors import HybridDistError, InvalidStateException, RemoteException
-from hybriddist.ids import RRID
+from hybriddist.errors import HybridDistError, InvalidStateException, ProcessExitedException, RemoteException
+from hybriddist.ids import RRID, as_pid
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.current import current
 from hybriddist.runtime.peer import Peer
-from hybriddist.runtime.process import Process
+from hybriddist.runtime.process import LOST, Process
+
+_Source = tuple[Completion, Peer | None]
+"""What ends when the value is there, and the peer that tells; None: it is an entry of our own store."""
+
+_DEAD: Final = RRID(0, 0)
 
 
 class Future:
@@ -36,11 +41,11 @@ class Future:
     Source: Julia's Distributed, ``Future``.
     """
 
-    __slots__ = ("__weakref__", "_lock", "_outcome", "_process", "_request", "_rrid", "_value", "where")
+    __slots__ = ("__weakref__", "_lock", "_outcome", "_process", "_request", "_rrid", "_value", "_waiting", "where")
 
     def __init__(self, pid: int | None = None) -> None:
         process = current()
-        where = process.pid if pid is None else pid
+        where = process.pid if pid is None else as_pid(pid)
         if where != process.pid:
             process.membership.require(where)
         self._set_up(process, where, process.new_rrid())
@@ -53,9 +58,13 @@ class Future:
         self.where = where
         self._rrid = rrid
         self._lock = threading.Lock()
-        self._request: tuple[Completion, Peer] | None = None
+        """Held while the end is kept, so that of several waiting threads one unpickles it and all get the same."""
+        self._request: _Source | None = None
+        """The one request that fetches the value, once somebody wants it."""
+        self._waiting: _Source | None = None
+        """The one request that waits for the end without fetching the value."""
         self._outcome: int | None = None
-        """None until the end is known here; then `Outcome`, or -1 for a process that is gone."""
+        """None until the end is known here; then `Outcome`, or LOST with the exception to raise."""
         self._value: Any = None
 
     @classmethod
@@ -77,46 +86,49 @@ class Future:
             TimeoutError: not within ``timeout``; nothing is lost, fetch again.
             RemoteException: the call failed; the original exception is its ``__cause__``.
             ProcessExitedException: the process that held the value is gone.
+            DeserializeError: the value cannot be unpickled here.
+            InvalidStateException: the reference was finalized.
         """
         if self._outcome is None:
-            self._learn(Deadline(timeout))
+            self._learn(timeout)
         return self._result()
 
     result = fetch
 
     def wait(self, timeout: float | None = None) -> Future:
-        """Wait until there is a value; the future itself.
+        """Wait until there is a value; the future itself. The value is not fetched.
 
         Raises:
-            TimeoutError, RemoteException, ProcessExitedException: as `fetch`.
+            TimeoutError, RemoteException, ProcessExitedException, InvalidStateException: as `fetch`.
         """
-        if self._outcome is not None:
-            self._result()
-            return self
-        deadline = Deadline(timeout)
-        process = self._process
-        if self.where == process.pid or self._request is not None:
-            self._learn(deadline)
-            self._result()
-            return self
-        peer = self._peer()
-        completion = process.start_request(peer, Operation.WAIT, self._rrid)
-        if not process.wait(completion, peer, deadline):
-            raise TimeoutError(f"no value within {timeout} seconds for {self!r}")
-        if completion.outcome != Outcome.VALUE:
-            self._finish(completion, peer)
+        if self._outcome is None:
+            if self._request is not None or self.where == self._process.pid:
+                self._learn(timeout)
+            else:
+                source = self._begin_to("_waiting", Operation.WAIT)
+                if source is not None:
+                    self._wait_for(source, timeout)
+                    if source[0].outcome == Outcome.VALUE:
+                        return self
+                    self._finish(source)
+        if self._outcome != Outcome.VALUE:
             self._result()
         return self
 
     def isready(self) -> bool:
-        """Whether there is a value (or an error) by now. Asks the holder, unless this process knows already."""
+        """Whether there is a value (or an error) by now. Asks the holder, unless this process knows already.
+
+        Raises:
+            ProcessExitedException: the holder is gone.
+        """
         if self._outcome is not None:
             return True
         process = self._process
         if self.where == process.pid:
             return process.store.entry(self._rrid).done
-        if self._request is not None:
-            return self._request[0].done
+        for source in (self._request, self._waiting):
+            if source is not None and source[0].done:
+                return True
         peer = self._peer()
         completion = process.start_request(peer, Operation.IS_READY, self._rrid)
         process.wait(completion, peer)
@@ -127,8 +139,12 @@ class Future:
 
         Raises:
             InvalidStateException: it has one already.
+            SerializeError: the value cannot be pickled; the future stays without.
+            ProcessExitedException: the process that was to hold the value is gone.
         """
         process = self._process
+        if self._outcome == LOST:
+            self._result()
         if self._outcome is not None:
             raise InvalidStateException(f"Future can be set only once: {self!r} already has its value")
         if self.where == process.pid:
@@ -143,13 +159,15 @@ class Future:
             if isinstance(error.captured.ex, InvalidStateException):
                 raise error.captured.ex from None
             raise
-        self._remember(Outcome.VALUE, value)
+        with self._lock:
+            if self._outcome is None:
+                self._remember(Outcome.VALUE, value)
         return self
 
     def __getitem__(self, index: Any) -> Any:
         """An element of the value, which is fetched whole; ``f[()]`` is the value."""
         value = self.fetch()
-        return value if index == () else value[index]
+        return value if type(index) is tuple and not index else value[index]
 
     # ---- callbacks --------------------------------------------------------------------------------------------
 
@@ -158,89 +176,110 @@ class Future:
 
         The value is fetched for that. What the function raises is shown on stderr.
         """
-        if self._outcome is not None:
-            function(self)
+        source = self._begin()
+        if source is None:
+            _run_callback(function, self)
             return
         process = self._process
 
         def run() -> None:
-            try:
-                self._learn(Deadline(None))
-                function(self)
-            except Exception:
-                import traceback
-
-                traceback.print_exc()
+            self._finish(source)
+            _run_callback(function, self)
 
         def ended(_: Completion) -> None:
+            # Not here: this thread receives, and must neither unpickle nor run what users wrote.
             process.start()
             process.executor.submit(run)
 
-        self._source().add_callback(ended)
+        source[0].add_callback(ended)
+        process.start()
 
     def __await__(self) -> Generator[Any, None, Any]:
         """``await future``: its value, without blocking the event loop."""
-        import asyncio
+        if self._outcome is None:
+            import asyncio
 
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
+            loop = asyncio.get_running_loop()
+            ended: asyncio.Future[None] = loop.create_future()
 
-        def tell() -> None:
-            if not ended.done():
-                ended.set_result(None)
+            def tell() -> None:
+                if not ended.done():
+                    ended.set_result(None)
 
-        def wake(_: Future) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(tell)
+            def wake(_: Future) -> None:
+                try:
+                    loop.call_soon_threadsafe(tell)
+                except RuntimeError:
+                    pass  # the loop was closed meanwhile: nobody awaits any more
 
-        self.add_done_callback(wake)
-        yield from ended
-        return self.fetch()
+            self.add_done_callback(wake)
+            yield from ended
+        return self._result()
 
     # ---- inside -----------------------------------------------------------------------------------------------
 
     def _peer(self) -> Peer:
-        return self._process.peer(self.where)
+        """The connection to the holder, who has been told of all claims that this process makes."""
+        peer = self._process.peer(self.where)
+        self._process.references.tell(self.where)
+        return peer
 
-    def _source(self) -> Completion:
-        """What ends when the value is there: our own store's entry, or the one request that fetches it."""
-        process = self._process
-        if self.where == process.pid:
-            return process.store.entry(self._rrid)
+    def _begin(self) -> _Source | None:
+        """See that the end is under way to us; None if it is known already."""
+        return self._begin_to("_request", Operation.FETCH)
+
+    def _begin_to(self, slot: str, operation: Operation) -> _Source | None:
         with self._lock:
-            if self._request is None:
-                peer = self._peer()
-                self._request = (process.start_request(peer, Operation.FETCH, self._rrid), peer)
-            return self._request[0]
+            if self._outcome is not None:
+                return None
+            source: _Source | None = getattr(self, slot)
+            if source is None:
+                process = self._process
+                try:
+                    if self.where == process.pid:
+                        source = process.store.entry(self._rrid), None
+                    else:
+                        peer = self._peer()
+                        source = process.start_request(peer, operation, self._rrid), peer
+                except ProcessExitedException as error:  # it will not come back: this is the end
+                    self._remember(LOST, error)
+                    return None
+                setattr(self, slot, source)
+            return source
 
-    def _learn(self, deadline: Deadline) -> None:
+    def _wait_for(self, source: _Source, timeout: float | None) -> None:
+        completion, peer = source
+        if not completion.done and not self._process.wait(completion, peer, Deadline(timeout)):
+            raise TimeoutError(f"no value within {timeout} seconds for {self!r}")
+
+    def _learn(self, timeout: float | None) -> None:
         """Wait for the end and keep it here."""
-        process = self._process
-        source = self._source()
-        request = self._request
-        peer = request[1] if request is not None else None
-        if not source.done and not process.wait(source, peer, deadline):
-            raise TimeoutError(f"no value in time for {self!r}")
-        self._finish(source, peer)
+        source = self._begin()
+        if source is not None:
+            self._wait_for(source, timeout)
+            self._finish(source)
 
-    def _finish(self, source: Completion, peer: Peer | None) -> None:
-        if self._outcome is not None:
-            return
-        process = self._process
-        if peer is None:
-            self._remember(source.outcome, source.content, release=False)
-            return
-        try:
-            self._remember(Outcome.VALUE, process.value_of(source, peer))
-        except RemoteException as error:
-            self._remember(Outcome.ERROR, error.captured)
-        except HybridDistError as error:  # the process is gone, or the value cannot be unpickled here
-            self._remember(-1, error)
+    def _finish(self, source: _Source) -> None:
+        """Keep an end that has come."""
+        completion, peer = source
+        with self._lock:
+            if self._outcome is not None:
+                return
+            if peer is None:
+                self._remember(completion.outcome, completion.content, release=False)
+                return
+            try:
+                self._remember(Outcome.VALUE, self._process.value_of(completion, peer))
+            except RemoteException as error:
+                self._remember(Outcome.ERROR, error.captured)
+            except HybridDistError as error:  # the process is gone, or the value cannot be unpickled here
+                self._remember(LOST, error)
 
     def _remember(self, outcome: int, value: Any, *, release: bool = True) -> None:
+        """The caller holds the lock."""
         self._value = value
-        self._outcome = outcome
-        self._request = None
+        self._outcome = outcome  # last: who sees it may read the value without the lock
+        self._request = self._waiting = None
         if release:
             self._process.references.released(self._rrid)
 
@@ -249,7 +288,24 @@ class Future:
             return self._value
         if self._outcome == Outcome.ERROR:
             raise RemoteException(self.where, self._value)
-        raise self._value
+        # A new one for each: raising adds to an exception's traceback, and several threads may do so.
+        error: BaseException = self._value
+        raise copy.copy(error) from error.__cause__
+
+    def _finalize(self) -> None:
+        """Give the reference up now. Whoever waits on this handle is told so."""
+        with self._lock:
+            sources = [source for source in (self._request, self._waiting) if source is not None]
+            self._remember(LOST, InvalidStateException(f"{self!r} was finalized: it cannot be used any more"))
+        for completion, peer in sources:
+            if peer is not None:
+                _abandon(peer, completion, self._value)
+
+    def _adopt(self, outcome: int, value: Any) -> None:
+        """The end has come with another copy of the reference."""
+        with self._lock:
+            if self._outcome is None:
+                self._remember(outcome, value)
 
     # ---- identity ---------------------------------------------------------------------------------------------
 
@@ -263,15 +319,36 @@ class Future:
         state = "" if self._outcome is None else ", fetched"
         return f"Future(where={self.where}, whence={self._rrid.whence}, id={self._rrid.id}{state})"
 
+    def __copy__(self) -> Future:
+        return self
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Future:
+        """A reference has no parts: its copy is itself. Without this, copying would go through `__reduce__`."""
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process of the cluster goes the reference, with its value if it is known; elsewhere a dead one."""
-        if self._outcome == Outcome.VALUE:
-            return (_revive_with_value, (self.where, self._rrid, self._outcome, self._value))
-        if self._outcome == Outcome.ERROR:
-            return (_revive_with_value, (self.where, self._rrid, self._outcome, captured.dump(self._value)))
+        if self._outcome is not None:
+            return _revive_with_end, (self.where, self._rrid, self._outcome, self._value)
         if self._process.references.met(self._rrid, self.where):
-            return (_revive, (self.where, self._rrid, self._process.pid))
-        return (_revive_dead, ())
+            return _revive, (self.where, self._rrid, self._process.pid)
+        return _revive_dead, ()
+
+
+def _abandon(peer: Peer, completion: Completion, error: BaseException) -> None:
+    """End a request here; its answer, if one comes, is not wanted any more."""
+    for call_id, pending in list(peer.pending.items()):
+        if pending is completion and peer.pending.pop(call_id, None) is not None:  # else it has just been answered
+            completion.complete(LOST, error)
+
+
+def _run_callback(function: Callable[[Future], Any], future: Future) -> None:
+    try:
+        function(future)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
 
 
 def _new(process: Process, where: int, rrid: RRID) -> Future:
@@ -286,18 +363,24 @@ def _revive(where: int, rrid: RRID, giver: int) -> Future:
     return process.references.arrived(rrid, where, giver, lambda: _new(process, where, rrid))
 
 
-def _revive_with_value(where: int, rrid: RRID, outcome: int, value: Any) -> Future:
-    """A reference whose value travelled with it; it claims nothing."""
-    future = _new(current(), where, rrid)
+def _revive_with_end(where: int, rrid: RRID, outcome: int, value: Any) -> Future:
+    """A reference whose end travelled with it; it claims nothing. A handle that is here already learns the end."""
+    process = current()
+    known: Future | None = process.references.handle(rrid)
+    if known is not None:
+        if where != process.pid:  # our own store has the value itself, and this is a copy
+            known._adopt(outcome, value)
+        return known
+    future = _new(process, where, rrid)
     future._outcome = outcome
-    future._value = captured.load(*value) if outcome == Outcome.ERROR else value
+    future._value = value
     return future
 
 
 def _revive_dead() -> Future:
     """A reference that went through something that is no cluster: nobody counts it, and it has no value."""
-    future = _new(current(), 0, RRID(0, 0))
-    future._outcome = -1
+    future = _new(current(), 0, _DEAD)
+    future._outcome = LOST
     future._value = InvalidStateException(
         "this Future was pickled outside of the cluster (to a file or by another library): the reference is dead"
     )

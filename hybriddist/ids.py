@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+import operator
+from typing import Any, Final, NamedTuple
 
 DRIVER: Final = 1
 """The pid of the driver: the process that adds and removes workers."""
@@ -17,3 +18,16 @@ class RRID(NamedTuple):
 
     whence: int
     id: int
+
+
+def as_pid(value: Any) -> int:
+    """``value`` as a pid: integers of every kind (numpy's too) are, truth values are not.
+
+    Raises:
+        TypeError: it is no integer.
+    """
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"a pid is an integer, not {type(value).__name__}")
+    return operator.index(value)

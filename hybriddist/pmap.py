@@ -4,13 +4,14 @@ One thread, the caller's, feeds the workers and collects the results; iterators,
 and nowhere else. Results are noted by whichever thread receives them and handled in order of arrival::
 
     items ─► feed ─► calls under way, by worker ─► results noted ─► handle ─► results in input order
-                 ▲        (1 each; more while                          │
-                 └─ again  items take microseconds)  ◄── retry ────────┘
+                 ▲                                                     │
+                 └──────────── again ◄──────────────── retry ──────────┘
 
 A worker that gets its next item only after the last result has come idles for a round trip; with items of
-microseconds that is most of the time. So the number of calls under way grows to what fits in 2 ms, and stays 1 for
-anything slower: a slow item never holds back another that a free worker could take. Workers say when they start a
-call that was waiting behind another, so when one dies it is known which items it held, and which never started.
+microseconds that is most of the time. So a worker's window, the number of items under way to it, grows to what fits
+in 2 ms, and stays 1 for anything slower: a slow item never holds back another that a free worker could take. What a
+window has room for goes in one message; the worker answers item by item. It runs them in order, and says so when it
+starts one out of order, so when a worker dies it is known which item it was at, and which never began.
 
 What this module does not know: how calls travel.
 """
@@ -23,9 +24,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from hybriddist.core import captured
-from hybriddist.core.messages import REPORT_START, Mode
-from hybriddist.errors import HybridDistError, ProcessExitedException, RemoteException
+from hybriddist.core.messages import Outcome
+from hybriddist.errors import HybridDistError, ProcessExitedException, RemoteException, SerializeError
 from hybriddist.outcomes import Outcomes, common_length, common_shape, flat, in_shape
 from hybriddist.progress import Progress
 from hybriddist.runtime.completion import Completion
@@ -36,7 +36,7 @@ from hybriddist.runtime.process import LOST, Process
 _AHEAD_SECONDS = 0.002
 """Work that may wait at a worker behind the item it is at."""
 
-_MOST_AHEAD = 64
+_MOST_AHEAD = 256
 
 
 def pmap(
@@ -97,34 +97,49 @@ def pmap(
     return in_shape(results, shape)
 
 
-class _Work:
-    """One request under way: some items, usually one."""
+class _Item(Completion):
+    """One item under way; its completion is noted in the map."""
 
-    __slots__ = ("completion", "items", "peer", "sent")
+    __slots__ = ("args", "index", "map", "peer", "shared")
 
-    def __init__(self, items: list[tuple[int, tuple[Any, ...]]], peer: Peer) -> None:
-        self.items = items
-        self.peer = peer
-        self.completion: Completion | None = None
-        self.sent = 0.0
+    map: _Map
+    peer: Peer
+    shared: bool
+    """Whether it was sent in one message with others."""
+
+    def __init__(self, index: int, args: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.index = index
+        self.args = args
+
+    def complete(self, outcome: int, content: Any) -> None:
+        """The result is here, or the worker is gone. Called by whoever received it."""
+        self.outcome = outcome
+        self.content = content
+        self.done = True
+        self.map.note(self)
 
 
 class _Lane:
-    """The requests under way to one worker, in the order in which they were sent."""
+    """The items under way to one worker, in the order in which they were sent."""
+
+    __slots__ = ("ended", "since", "under_way", "victim", "window")
 
     def __init__(self) -> None:
-        self.under_way: deque[_Work] = deque()
-        self.allowed = 1
-        self.victim: _Work | None = None
-        self._seconds = 0.0
-        self._last = 0.0
+        self.under_way: deque[_Item] = deque()
+        self.window = 1
+        """How many items may be under way."""
+        self.victim: _Item | None = None
+        self.ended = 0
+        self.since = 0.0
 
-    def note_end(self, work: _Work, now: float) -> None:
-        """A result came: how many requests may be under way from now on."""
-        took = now - max(work.sent, self._last)
-        self._last = now
-        self._seconds = took if not self._seconds else max(took, 0.75 * self._seconds + 0.25 * took)
-        self.allowed = max(1, min(_MOST_AHEAD, self.allowed * 2, int(_AHEAD_SECONDS / max(self._seconds, 1e-9))))
+    def widen(self, now: float) -> None:
+        """Set the window to what took `_AHEAD_SECONDS` lately; it grows by doubling, and shrinks at once."""
+        if self.ended:
+            seconds = max((now - self.since) / self.ended, 1e-7)
+            self.window = max(1, min(_MOST_AHEAD, self.window * 2, int(_AHEAD_SECONDS / seconds)))
+        self.ended = 0
+        self.since = now
 
 
 class _Map:
@@ -144,141 +159,129 @@ class _Map:
         self._outcomes = outcomes
         self._batch_size = batch_size
         self._lanes: dict[int, _Lane] = {}
-        self._ended: deque[_Work] = deque()
-        self._again: list[tuple[float, int, tuple[Any, ...]]] = []
+        self._ended: deque[_Item] = deque()
+        self._again: list[tuple[float, _Item]] = []
         self._news = Completion()
         self._exhausted = False
 
     def run(self) -> list[Any]:
         """Feed and collect until all is done."""
-        process = self._process
+        ended = self._ended
         while True:
             self._feed()
-            if not self._ended:
-                lanes = [lane for lane in self._lanes.values() if lane.under_way]
-                if not lanes:
+            if not ended:
+                peers = [lane.under_way[0].peer for lane in self._lanes.values() if lane.under_way]
+                if not peers:
                     if self._exhausted and not self._again:
                         return self._outcomes.in_order()
-                    self._sleep_until_retry()
+                    time.sleep(self._until_retry() or 0.0)
                     continue
                 self._news = news = Completion()
-                if not self._ended:
-                    process.wait_for_any(news, [lane.under_way[0].peer for lane in lanes], self._retry_timeout())
-            while self._ended:
-                self._handle(self._ended.popleft())
+                if not ended:
+                    self._process.wait_for_any(news, peers, self._until_retry())
+            while ended:
+                self._handle(ended.popleft())
+
+    def note(self, item: _Item) -> None:
+        """An item has ended: called by whoever received its result."""
+        self._ended.append(item)
+        news = self._news
+        if not news.done:
+            news.complete(0, None)
 
     # ---- feeding ----------------------------------------------------------------------------------------------
 
     def _feed(self) -> None:
-        """Give every worker with room its next request. New workers join in, dead ones are left out."""
+        """Fill the window of every worker that has done half of it. New workers join in, dead ones are left out."""
         if self._exhausted and not self._again:
             return
         pids = self._process.membership.workers()
         if pids == [self._process.pid]:
             raise ProcessExitedException(0, "all workers are gone while a pmap was running")
+        batch = self._batch_size
         for pid in pids:
             lane = self._lanes.get(pid)
             if lane is None:
                 lane = self._lanes[pid] = _Lane()
-            while len(lane.under_way) < lane.allowed:
-                items = self._next_items()
+            under_way = len(lane.under_way)
+            if under_way > lane.window // 2:
+                continue
+            lane.widen(time.perf_counter())
+            while under_way < lane.window:
+                items = self._next_items(batch if batch > 1 else lane.window - under_way)
                 if not items:
                     return
                 if not self._send(pid, lane, items):
                     break
+                under_way += len(items)
 
-    def _next_items(self) -> list[tuple[int, tuple[Any, ...]]]:
+    def _next_items(self, count: int) -> list[_Item]:
         if self._again:
             now = time.monotonic()
-            for position, (due, index, args) in enumerate(self._again):
+            for position, (due, item) in enumerate(self._again):
                 if due <= now:
                     del self._again[position]
-                    return [(index, args)]
+                    return [item]
         if self._exhausted:
             return []
-        items = list(itertools.islice(self._items, self._batch_size))
-        if len(items) < self._batch_size:
+        items = [_Item(index, args) for index, args in itertools.islice(self._items, count)]
+        if len(items) < count:
             self._exhausted = True
         return items
 
-    def _send(self, pid: int, lane: _Lane, items: list[tuple[int, tuple[Any, ...]]]) -> bool:
-        process = self._process
-        if len(items) == 1:
-            function, args = self._f, items[0][1]
-        else:
-            function, args = _run_batch, (self._f, [args for _, args in items])
+    def _send(self, pid: int, lane: _Lane, items: list[_Item]) -> bool:
         try:
-            peer = process.peer(pid)
-            work = _Work(items, peer)
-            work.sent = time.perf_counter()
-            completion = process.start_call(function, peer, args, {}, Mode.FETCH | REPORT_START, 0, 0)
+            peer = self._process.peer(pid)
+            shared = len(items) > 1
+            for item in items:
+                item.map = self
+                item.peer = peer
+                item.shared = shared
+            self._process.start_each(self._f, peer, [item.args for item in items], items)
         except ProcessExitedException:
             # It went before it was asked: the items are still ours to give to another.
-            self._again.extend((0.0, index, args) for index, args in items)
+            self._again.extend((0.0, item) for item in items)
             return False
-        work.completion = completion
-        lane.under_way.append(work)
-        completion.add_callback(lambda _: self._note(work))
+        except SerializeError:
+            if not shared:
+                raise
+            # One of them cannot be pickled. Alone, each is told from the others.
+            return all([self._send(pid, lane, [item]) for item in items])
+        lane.under_way.extend(items)
         return True
-
-    def _note(self, work: _Work) -> None:
-        """A request has ended: called by whoever received its result."""
-        self._ended.append(work)
-        news = self._news
-        if not news.done:
-            news.complete(0, None)
 
     # ---- handling ---------------------------------------------------------------------------------------------
 
-    def _handle(self, work: _Work) -> None:
-        completion, peer = work.completion, work.peer
-        assert completion is not None
-        lane = self._lanes[peer.pid]
-        if completion.outcome == LOST and lane.victim is None:
-            # The results that came before the death have been handled: the oldest request left is the one it was at.
-            lane.victim = lane.under_way[0]
-        lane.under_way.remove(work)
-        lane.note_end(work, time.perf_counter())
-        if completion.outcome == LOST and work is not lane.victim and not completion.started:
-            # It was waiting behind another and had not begun, so to give it to somebody else repeats nothing.
-            self._again.extend((0.0, index, args) for index, args in work.items)
+    def _handle(self, item: _Item) -> None:
+        lane = self._lanes[item.peer.pid]
+        under_way = lane.under_way
+        outcome = item.outcome
+        if outcome == LOST and lane.victim is None:
+            # The results that came before the death have been handled: the oldest item left is the one it was at.
+            lane.victim = under_way[0]
+        if under_way[0] is item:
+            under_way.popleft()
+        else:
+            under_way.remove(item)
+        lane.ended += 1
+        if (outcome == LOST and item is not lane.victim and not item.started) or (
+            outcome == Outcome.NOT_RUN and item.shared
+        ):
+            # It has not begun (it waited behind another, or came in one message with something that cannot be
+            # unpickled there), so to send it again repeats nothing.
+            self._again.append((0.0, _Item(item.index, item.args)))
             return
         try:
-            value = self._process.value_of(completion, peer)
+            value = self._process.value_of(item, item.peer)
         except HybridDistError as error:
-            for index, args in work.items:
-                self._failed(index, args, error)
-            return
-        if len(work.items) == 1:
-            self._outcomes.value(work.items[0][0], value)
-            return
-        for (index, args), (failed, content) in zip(work.items, value, strict=True):
-            if failed:
-                self._failed(index, args, RemoteException(peer.pid, content))
-            else:
-                self._outcomes.value(index, content)
+            delay = self._outcomes.error(item.index, error)
+            if delay is not None:
+                self._again.append((time.monotonic() + delay, _Item(item.index, item.args)))
+        else:
+            self._outcomes.value(item.index, value)
 
-    def _failed(self, index: int, args: tuple[Any, ...], error: Exception) -> None:
-        delay = self._outcomes.error(index, error)
-        if delay is not None:
-            self._again.append((time.monotonic() + delay, index, args))
-
-    def _retry_timeout(self) -> float | None:
-        return max(0.0, min(due for due, _, _ in self._again) - time.monotonic()) if self._again else None
-
-    def _sleep_until_retry(self) -> None:
-        time.sleep(self._retry_timeout() or 0.0)
-
-
-def _run_batch(f: Callable[..., Any], batch: list[tuple[Any, ...]]) -> list[tuple[bool, Any]]:
-    """On a worker: several items in one request; one that fails does not stop the others."""
-    ends: list[tuple[bool, Any]] = []
-    for args in batch:
-        try:
-            ends.append((False, f(*args)))
-        except Exception as error:
-            ends.append((True, captured.capture(error)))
-    return ends
+    def _until_retry(self) -> float | None:
+        return max(0.0, min(due for due, _ in self._again) - time.monotonic()) if self._again else None
 
 
 def _run_here(

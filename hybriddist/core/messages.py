@@ -1,7 +1,7 @@
 """The messages that processes exchange, and their bytes.
 
-A message is a dataclass or a named tuple; its head is a fixed header, known by the first byte, followed by a body. The header is
-readable without the body, so that a call whose body cannot be unpickled can still be answered::
+A message is a dataclass or a named tuple; its head is a fixed header, known by the first byte, followed by a body. The
+header is readable without the body, so that a call whose body cannot be unpickled can still be answered::
 
     byte   0      1      2 ...                       n ...
            +------+------+---------------------------+------------------------------+
@@ -24,7 +24,6 @@ from typing import Any, ClassVar, Final, NamedTuple, Self
 from hybriddist.errors import RemoteProtocolError
 from hybriddist.transport import Buffer, Frame
 
-
 # What every call passes through: named tuples made by the tuple's own constructor, and methods bound once. A dataclass
 # takes twice the time.
 _CALL: Final = struct.Struct("<BBHIqqq")
@@ -33,7 +32,8 @@ _pack_call: Final = _CALL.pack
 _unpack_call: Final = _CALL.unpack_from
 _pack_result: Final = _RESULT.pack
 _unpack_result: Final = _RESULT.unpack_from
-_new: Final[Any] = tuple.__new__
+new: Final[Any] = tuple.__new__
+"""``new(Call, (...))`` takes half the time of ``Call(...)``."""
 
 
 class Mode(IntEnum):
@@ -47,14 +47,12 @@ class Mode(IntEnum):
     """It is kept under the reference, and its completion is reported (`remotecall_wait`)."""
     DO = 3
     """It is dropped (`remote_do`)."""
+    EACH = 0x24
+    """The body holds the arguments of several calls, which run one after the other; each is answered by itself."""
 
 
 ANSWERED: Final = 0x20
 """Part of the modes whose call is answered by a `Result`."""
-
-REPORT_START: Final = 0x40
-"""Added to a mode: if the call has to wait behind another one, a `Started` is sent when it begins."""
-
 
 class Outcome(IntEnum):
     """How a call or a request ended."""
@@ -62,6 +60,8 @@ class Outcome(IntEnum):
     VALUE = 0
     ERROR = 1
     """The body is a `CapturedException`."""
+    NOT_RUN = 2
+    """The call was not run, because the message it came in cannot be unpickled. The body is a `CapturedException`."""
 
 
 class Operation(IntEnum):
@@ -79,6 +79,9 @@ class Call(NamedTuple):
     ``function_key``: 0, then the body is the pickle of ``(function, args, kwargs)``; else the key of an earlier
     `Define` on this connection, and the body is the pickle of ``(args, kwargs)`` or, empty, of no arguments.
     ``whence`` and ``id``: the reference that keeps the value (modes STORE and WAIT).
+
+    Mode EACH: the body is the pickle of a list of args, ``id`` their number; they are answered as ``call_id``,
+    ``call_id + 1`` and so on.
     """
 
     call_id: int
@@ -97,7 +100,8 @@ class Call(NamedTuple):
     def decode(frame: Frame) -> Call:
         head, buffers = frame
         _, mode, _, key, call_id, whence, id_ = _unpack_call(head)
-        return _new(Call, (call_id, mode, key, whence, id_, head[32:], buffers))
+        call: Call = new(Call, (call_id, mode, key, whence, id_, head[32:], buffers))
+        return call
 
 
 class Result(NamedTuple):
@@ -116,7 +120,8 @@ class Result(NamedTuple):
     def decode(frame: Frame) -> Result:
         head, buffers = frame
         _, outcome, _, _, call_id = _unpack_result(head)
-        return _new(Result, (call_id, outcome, head[16:], buffers))
+        result: Result = new(Result, (call_id, outcome, head[16:], buffers))
+        return result
 
 
 class Request(NamedTuple):
@@ -184,7 +189,7 @@ class Forget(_Numbered):
 
 @dataclass(slots=True)
 class Started(_Numbered):
-    """A call that asked for it (`REPORT_START`), and had to wait behind another one, begins."""
+    """A call of a message with several (mode EACH) begins out of its turn."""
 
     KIND: ClassVar[int] = 6
 

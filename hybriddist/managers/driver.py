@@ -29,7 +29,7 @@ from hybriddist.core.exits import ExitReason
 from hybriddist.core.membership import State
 from hybriddist.core.messages import Leave, Members
 from hybriddist.deadline import Deadline
-from hybriddist.errors import SharedMemoryFull, TransportError
+from hybriddist.errors import LocalProtocolError, SharedMemoryFull, TransportError
 from hybriddist.ids import DRIVER
 from hybriddist.managers.base import ClusterManager, WorkerConfig
 from hybriddist.managers.local import LocalContext
@@ -136,7 +136,8 @@ class Cluster:
         """Tell every worker who is there now."""
         body = payload.dumps(self.process.membership.snapshot())[0]
         for peer in list(self.process.peers.values()):
-            with contextlib.suppress(TransportError):  # it is going, and will be announced as gone
+            # Going, and will be announced as gone; or still on its way in, given up, and will be killed.
+            with contextlib.suppress(TransportError, LocalProtocolError):
                 peer.post(Members(body))
 
     # ---- removing ---------------------------------------------------------------------------------------------
@@ -177,6 +178,10 @@ class Cluster:
         output = output_of(config)
         if output is not None:
             self.output.detach(output)
+        else:  # nobody reads its output, and the streams are still whose they were
+            for stream in (config.io, (config.environ or {}).get("stderr")):
+                if stream is not None:
+                    stream.close()
 
     # ---- ends that are noticed --------------------------------------------------------------------------------
 

@@ -34,10 +34,9 @@ _SHUTDOWN_POLITE_SECONDS: Final = 1.0
 class Removal:
     """The removal of some workers: what `rmprocs` returns."""
 
-    def __init__(self, cluster: Cluster, pids: Sequence[int], polite: float = limits.POLITE_EXIT_SECONDS) -> None:
+    def __init__(self, cluster: Cluster, pids: Sequence[int], polite: float | None = None) -> None:
         self._cluster = cluster
-        self._pids = list(pids)
-        self._polite = polite
+        self._polite = limits.POLITE_EXIT_SECONDS if polite is None else polite
         self._left = list(dict.fromkeys(pids))
         self._changed = threading.Condition()
 
@@ -84,6 +83,7 @@ class Removal:
         cluster = self._cluster
         membership = cluster.process.membership
         config, manager = cluster.configs.get(pid), cluster.managers.get(pid)
+        peer = cluster.process.peers.get(pid)
         cluster.ask_to_leave(pid)
         child = None if config is None else config.process
         if isinstance(child, Child):
@@ -96,6 +96,8 @@ class Removal:
         finally:
             if not membership.wait_gone(pid, _GONE_SECONDS):
                 cluster.drop(pid, ExitReason.removed())
+            if peer is not None:
+                cluster.process.links.gone(peer)  # returns when the other workers have been told
             self._gone(pid)
 
     def _watch(self, pid: int) -> None:

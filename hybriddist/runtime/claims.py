@@ -6,20 +6,36 @@ dead one. To tell the two apart costs nothing while no reference is pickled: `pa
 that finds nobody sending only counts itself in `pickled` and leaves a dead handle; the sender sees the counter and
 pickles once more, with its name on the door.
 
+An owner that this process has no connection to is told all the same: adds have to be heard before the message leaves,
+so the sender connects first; releases may wait, so a thread of its own does. Where the topology allows no connection,
+the driver passes the changes on::
+
+    holder ── connection to the owner? ──yes──► Claims
+                   │ no
+                   ├─ may connect: connect, then Claims
+                   └─ may not: call relay_claims on the driver ──► call apply_claims on the owner
+
 What this module does not know: the counting itself (``core/references.py``), and what a handle looks like.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hybriddist.core import payload
 from hybriddist.core.messages import Claims
-from hybriddist.core.references import HolderBook
-from hybriddist.errors import TransportError
-from hybriddist.ids import RRID
+from hybriddist.core.references import Change, HolderBook
+from hybriddist.errors import (
+    HybridDistError,
+    NoSuchProcessError,
+    ProcessExitedException,
+    RemoteException,
+    TransportError,
+)
+from hybriddist.ids import DRIVER, RRID
+from hybriddist.runtime.context import known
 
 if TYPE_CHECKING:
     from hybriddist.runtime.process import Process
@@ -34,15 +50,23 @@ class _Sending(threading.local):
 
 
 class References:
-    """The references that one process holds and hands on."""
+    """The references that one process holds and hands on.
+
+    Attributes:
+        pickled: handles that were pickled while their thread was not known to send; only ever compared.
+        encoding: threads that pickle with their name on the door now.
+    """
 
     def __init__(self, process: Process) -> None:
         self.pickled = 0
-        """Handles that were pickled while their thread was not known to send; only ever compared."""
+        self.encoding = 0
         self._process = process
         self._book: HolderBook[Any] = HolderBook(process.pid, notify=process.poller.wake)
         self._lock = threading.RLock()
         self._sending = _Sending()
+        self._relaying = threading.Lock()
+        self._reaching: set[int] = set()
+        """Owners that a thread is about to connect to."""
 
     def become(self, pid: int) -> None:
         """A worker has been told its pid."""
@@ -51,17 +75,20 @@ class References:
     # ---- handles ----------------------------------------------------------------------------------------------
 
     def created(self, rrid: RRID, owner: int, handle: Any, *, announced: bool) -> None:
-        """A handle to a new reference was made here; see `HolderBook.created`."""
+        """A handle to a new reference was made here; see `HolderBook.created`. The owner is told on first use."""
         with self._lock:
             self._book.created(rrid, owner, handle, announced=announced)
-            if not announced:
-                self._tell(owner)
 
     def arrived(self, rrid: RRID, owner: int, giver: int, make: Callable[[], H]) -> H:
         """A reference arrived in a message; its canonical handle."""
         with self._lock:
             handle: H = self._book.arrived(rrid, owner, giver, make)
         return handle
+
+    def handle(self, rrid: RRID) -> Any:
+        """The canonical handle of a reference; None if none lives here."""
+        with self._lock:
+            return self._book.handle(rrid)
 
     def released(self, rrid: RRID) -> None:
         """The handle needs its reference no more: the owner may free the value."""
@@ -85,44 +112,111 @@ class References:
         met.append((rrid, owner))
         return True
 
-    def encode(self, value: Any, pid: int) -> tuple[bytes, Any]:
-        """Pickle a value that has references in it for process ``pid``, and give it its claims."""
+    def encode(self, value: Any, pid: int, labels: Sequence[str] = ()) -> tuple[bytes, Any]:
+        """Pickle a value that has references in it for process ``pid``, and give it its claims.
+
+        Blocks where it has to connect to the owner of one.
+        """
+        outer = self._sending.met  # what is being pickled may call: a __reduce__ that fetches something
         met: list[tuple[RRID, int]] = []
         self._sending.met = met
-        try:
-            encoded = payload.dumps(value)
-        finally:
-            self._sending.met = None
         with self._lock:
-            for rrid, owner in met:
-                self._book.given(rrid, owner, pid)
+            self.encoding += 1
+        try:
+            encoded = payload.dumps(value, labels)
+        finally:
+            self._sending.met = outer
+            with self._lock:
+                self.encoding -= 1
+        if met:
+            with self._lock:
+                for rrid, owner in met:
+                    self._book.given(rrid, owner, pid)
             for owner in {owner for _, owner in met}:
-                self._tell(owner)
+                self._reach(owner)
         return encoded
 
     # ---- telling ----------------------------------------------------------------------------------------------
 
-    def flush(self) -> None:
-        """Tell every owner what it is to be told. Never blocks."""
+    def tell(self, owner: int) -> None:
+        """Tell ``owner``, to whom there is a connection, what it is to be told: before a request to it."""
         if self._book.has_changes():
             with self._lock:
-                for owner in self._book.owners():
-                    self._tell(owner)
+                self._tell(owner)
 
-    def _tell(self, owner: int) -> None:
-        changes = self._book.take_changes(owner)
-        if not changes:
+    def flush(self) -> None:
+        """Tell every owner what it is to be told. Never blocks: what needs a connection first is left to a thread."""
+        if not self._book.has_changes():
             return
-        if owner == self._process.pid:
-            self._process.store.change(changes)
-            return
-        peer = self._process.peers.get(owner)
+        with self._lock:
+            for owner in self._book.owners():
+                if not self._tell(owner) and owner not in self._reaching:
+                    self._reaching.add(owner)
+                    self._process.spawn(lambda owner=owner: self._reach(owner), "hybriddist-claims")  # type: ignore[misc]
+
+    def _tell(self, owner: int) -> bool:
+        """Tell an owner, unless there is no connection to it. The caller holds the lock."""
+        process = self._process
+        if owner == process.pid:
+            process.store.change(self._book.take_changes(owner))
+            return True
+        peer = process.peers.get(owner)
         if peer is None:
-            return  # its connection is gone, and its claims with it
+            if process.membership.get(owner) is not None and not process.leaving.is_set():
+                return False
+            self._book.take_changes(owner)  # it is gone, and what it owned with it
+            return True
+        if peer.lost is not None:
+            return True  # soon it is known whether only the connection is gone
+        changes = self._book.take_changes(owner)
+        if changes:
+            try:
+                peer.post(Claims(changes))
+            except TransportError:
+                pass  # likewise
+        return True
+
+    def _reach(self, owner: int) -> None:
+        """Tell an owner, by whatever path there is."""
+        process = self._process
         try:
-            peer.post(Claims(changes))
-        except TransportError:
-            pass  # likewise
+            if owner != process.pid:
+                process.peer(owner)
+        except (ProcessExitedException, NoSuchProcessError):
+            pass  # nobody is left to be told: `_tell` sees to it
+        except HybridDistError:
+            self._relay(owner)
+        finally:
+            self._reaching.discard(owner)
+        with self._lock:
+            self._tell(owner)
+
+    def _relay(self, owner: int) -> None:
+        """Tell an owner through the driver, and return when it has heard: so one change cannot overtake another."""
+        with self._relaying:
+            with self._lock:
+                changes = self._book.take_changes(owner)
+            if changes:
+                try:
+                    self._process.fetch_call(relay_claims, DRIVER, (owner, changes), {})
+                except (RemoteException, ProcessExitedException):
+                    pass  # the owner is gone, or the driver and with it everything
+
+
+def relay_claims(owner: int, changes: Sequence[Change]) -> None:
+    """Runs on the driver: tell a process what another one, which has no connection to it, has to tell."""
+    _this_process().fetch_call(apply_claims, owner, (changes,), {})
+
+
+def apply_claims(changes: Sequence[Change]) -> None:
+    """Runs on the owner."""
+    _this_process().store.change(changes)
+
+
+def _this_process() -> Process:
+    process = known()
+    assert process is not None
+    return process
 
 
 __all__ = ["References"]

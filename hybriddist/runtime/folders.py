@@ -73,7 +73,9 @@ def leave(socket_path: str) -> None:
 
 
 def leave_folder(folder: str) -> None:
-    """Remove the folder if the driver is gone and no socket is left in it."""
+    """Remove the folder if the driver is gone and no socket is left in it. A folder that is not ours stays."""
+    if not os.path.basename(folder).startswith(_PREFIX):
+        return
     with contextlib.suppress(OSError):  # gone meanwhile
         for _ in range(_TRIES):
             if os.listdir(folder) or _remove_abandoned(folder):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -18,7 +20,6 @@ from hybriddist.core import captured, payload
 from hybriddist.core.exits import ExitReason
 from hybriddist.core.functions import ReceivedFunction
 from hybriddist.core.messages import (
-    REPORT_START,
     Call,
     Claims,
     Define,
@@ -35,6 +36,7 @@ from hybriddist.core.messages import (
     Request,
     Result,
     Started,
+    new,
 )
 from hybriddist.errors import RemoteProtocolError, SerializationError, TransportError
 from hybriddist.ids import DRIVER, RRID
@@ -47,6 +49,12 @@ if TYPE_CHECKING:
     from hybriddist.runtime.process import Process
 
 
+MAX_EACH: Final = 1 << 16
+"""Calls of one message."""
+
+_NO_KEYWORDS: Final[dict[str, Any]] = {}
+
+
 def is_coroutine(value: Any) -> bool:
     """Whether a call's value is what an ``async def`` returns."""
     return type(value) is CoroutineType
@@ -56,7 +64,11 @@ def is_coroutine(value: Any) -> bool:
 
 
 def _on_call(peer: Peer, call: Call) -> None:
-    if call.mode & 0x0F and call.mode != Mode.DO:
+    mode = call.mode
+    if mode == Mode.EACH:
+        _on_each(peer, call)
+        return
+    if mode == Mode.STORE or mode == Mode.WAIT:
         peer.process.store.created(RRID(call.whence, call.id))
     # Looked up now: the function may be forgotten before the call's turn comes.
     key = call.function_key
@@ -71,23 +83,103 @@ def _run_call(peer: Peer, call: Call, definition: ReceivedFunction | None) -> No
         if process.receiver.is_main():
             value = perform(call, definition)
         else:
-            if mode & REPORT_START:
-                _report_start(peer, call.call_id)
             value = process.executor.interruptible(perform, call, definition)
     except BaseException as error:
         _finish_call(peer, call, Outcome.ERROR, captured.capture(error))
         return
     if type(value) is CoroutineType:
-        process.run_coroutine(value).add_done_callback(partial(_finish_coroutine, peer, call))
+        process.coroutines.start(value).add_done_callback(partial(_finish_coroutine, peer, call))
     elif mode & 0x0F:
         _finish_call(peer, call, Outcome.VALUE, value)
     else:
         reply(peer, call.call_id, Outcome.VALUE, value)
 
 
+def _on_each(peer: Peer, call: Call) -> None:
+    if not 0 < call.id <= MAX_EACH:
+        raise RemoteProtocolError(f"a message with {call.id} calls in it; from 1 to {MAX_EACH} are allowed")
+    key = call.function_key
+    each = Each(peer, call, peer.functions_in.find(key) if key else None)
+    peer.queue.append(each.run)
+
+
 def _report_start(peer: Peer, call_id: int) -> None:
     with contextlib.suppress(TransportError):  # whoever asked is gone
         peer.send(Started(call_id))
+
+
+class Each:
+    """Several calls of one message, run one after the other by whoever has the time.
+
+    Usually that is the worker's main thread alone. When one of the calls takes long, the standby thread queues the
+    rest for other threads (`Receiver.rest_of_each`): the items are taken from one queue, so each runs once.
+    """
+
+    def __init__(self, peer: Peer, call: Call, definition: ReceivedFunction | None) -> None:
+        self._peer = peer
+        self._call = call
+        self._definition = definition
+        self._function: Any = None
+        self._items: deque[tuple[int, tuple[Any, ...]]] | None = None
+
+    def run(self) -> None:
+        """Run what is left."""
+        peer = self._peer
+        receiver = peer.process.receiver
+        if self._items is None:
+            try:
+                function, items = call_in_user_code(self._unpickle, (), {})
+                if len(items) != self._call.id:
+                    raise RemoteProtocolError(f"a message of {self._call.id} calls has {len(items)} in it")
+            except BaseException as error:
+                failure = captured.capture(error)
+                for number in range(self._call.call_id, self._call.call_id + self._call.id):
+                    reply(peer, number, Outcome.NOT_RUN, failure)
+                return
+            self._function = function
+            self._items = deque(enumerate(items, self._call.call_id))
+        is_main = receiver.is_main()
+        if is_main:
+            receiver.each = self
+        items_left = self._items
+        while items_left:
+            try:
+                number, args = items_left.popleft()
+            except IndexError:
+                break
+            self._run_one(number, args, is_main)
+            del args
+            receiver.progress += 1
+        if is_main:
+            receiver.each = None
+
+    def rest(self) -> Callable[[], None] | None:
+        """What another thread may run; None if nothing is left."""
+        return self.run if self._items else None
+
+    def _unpickle(self) -> tuple[Any, Any]:
+        call = self._call
+        content = payload.loads(call.body, call.buffers)
+        if self._definition is None:
+            return content  # type: ignore[no-any-return]
+        return self._definition.load(), content
+
+    def _run_one(self, number: int, args: tuple[Any, ...], is_main: bool) -> None:
+        peer = self._peer
+        try:
+            if is_main:
+                value = call_in_user_code(self._function, args, _NO_KEYWORDS)
+            else:
+                _report_start(peer, number)
+                value = peer.process.executor.interruptible(call_in_user_code, self._function, args, _NO_KEYWORDS)
+        except BaseException as error:
+            reply(peer, number, Outcome.ERROR, captured.capture(error))
+            return
+        if type(value) is CoroutineType:
+            call = self._call._replace(call_id=number, mode=Mode.FETCH)
+            peer.process.coroutines.start(value).add_done_callback(partial(_finish_coroutine, peer, call))
+        else:
+            reply(peer, number, Outcome.VALUE, value)
 
 
 def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
@@ -106,16 +198,21 @@ def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
     return function(*args, **kwargs)
 
 
-def _finish_coroutine(peer: Peer, call: Call, future: Any) -> None:
-    error = future.exception() if not future.cancelled() else None
-    if error is not None:
-        _finish_call(peer, call, Outcome.ERROR, captured.capture(error))
-    else:
-        _finish_call(peer, call, Outcome.VALUE, future.result())
+def _finish_coroutine(peer: Peer, call: Call, future: Future[Any]) -> None:
+    """Runs on the event loop's thread, which must not be held up by pickling and sending."""
+
+    def finish() -> None:
+        try:
+            outcome, content = Outcome.VALUE, future.result()
+        except BaseException as error:
+            outcome, content = Outcome.ERROR, captured.capture(error)
+        _finish_call(peer, call, outcome, content)
+
+    peer.process.executor.submit(finish)
 
 
 def _finish_call(peer: Peer, call: Call, outcome: int, content: Any) -> None:
-    mode = call.mode & ~REPORT_START
+    mode = call.mode
     if mode == Mode.FETCH:
         reply(peer, call.call_id, outcome, content)
         return
@@ -133,7 +230,7 @@ def run_here(process: Process, function: Any, args: tuple[Any, ...], kwargs: dic
     try:
         value = process.executor.interruptible(call_in_user_code, function, args, kwargs)
         if is_coroutine(value):
-            value = process.run_coroutine(value).result()
+            value = process.coroutines.run(value)
         outcome = Outcome.VALUE
     except BaseException as error:
         value, outcome = captured.capture(error), Outcome.ERROR
@@ -153,9 +250,9 @@ def reply(peer: Peer, call_id: int, outcome: int, content: Any) -> None:
                 body, buffers = peer.process.encode(content, peer.pid)
             except (SerializationError, KeyboardInterrupt) as error:
                 outcome, content = Outcome.ERROR, captured.capture(error)
-        if outcome == Outcome.ERROR:
+        if outcome != Outcome.VALUE:
             body, buffers = captured.dump(content)
-        peer.send(Result(call_id, outcome, body, buffers))
+        peer.send(new(Result, (call_id, outcome, body, buffers)))
     except TransportError:
         pass  # whoever asked is gone; nobody is left to tell
 
@@ -180,9 +277,9 @@ def _run_request(peer: Peer, request: Request) -> None:
         else:
             reply(peer, request.call_id, Outcome.VALUE, None)
     elif operation == Operation.IS_READY:
-        reply(peer, request.call_id, Outcome.VALUE, store.entry(rrid).done)
+        reply(peer, request.call_id, Outcome.VALUE, store.requested(rrid).done)
     else:
-        store.entry(rrid).add_callback(partial(_answer, peer, request.call_id, operation))
+        store.requested(rrid).add_callback(partial(_answer, peer, request.call_id, operation))
 
 
 def _answer(peer: Peer, call_id: int, operation: int, entry: Completion) -> None:

@@ -27,6 +27,7 @@ from hybriddist.deadline import Deadline
 from hybriddist.errors import (
     ConnectError,
     HybridDistError,
+    LocalProtocolError,
     ProcessExitedException,
     RemoteProtocolError,
     TransportError,
@@ -108,6 +109,10 @@ class Links:
         finally:
             with self._lock:
                 self._unproven.pop(id(sock), None)
+        self.accept(transport)
+
+    def accept(self, transport: Transport) -> None:
+        """Let somebody introduce himself on a proven transport."""
         self._attach(Peer(self._process, transport, ProtocolState(Role.ACCEPTOR, None)))
 
     # ---- connecting -------------------------------------------------------------------------------------------
@@ -165,8 +170,10 @@ class Links:
         deadline = Deadline(self._process.settings.worker_timeout_seconds)
         transport = self._process.paths.dial(member.addresses, member.transport, self._process.cookie, deadline)
         peer = Peer(self._process, transport, ProtocolState(Role.CONNECTOR, None), member.pid)
+        # The introduction goes first, so before any other thread can find the peer and send something.
+        peer.send(Identify(payload.dumps({"pid": self._process.pid, "to": member.pid})[0]))
         self._process.peers[member.pid] = peer
-        self._attach(peer, Identify(payload.dumps({"pid": self._process.pid, "to": member.pid})[0]))
+        self._attach(peer)
 
     def _attach(self, peer: Peer, first: Any = None) -> None:
         """Let a peer's frames flow."""
@@ -243,22 +250,24 @@ class Links:
         """A connection has ended: find the reason, tell everybody who waits. Runs on a thread of its own."""
         process = self._process
         peer.abort()
-        if peer.pid and not process.leaving.is_set():
-            if process.pid != DRIVER and peer.pid == DRIVER:
-                process.driver_gone()
-            reason = self._reason(peer)
-            if process.peers.get(peer.pid) is peer:
-                del process.peers[peer.pid]
-            if reason is not None:
-                process.store.drop_process(peer.pid)
-                process.references.drop_process(peer.pid)
-        peer.fail_pending(lambda: self.exit_error(peer.pid))
-        answer = self._joining.get(peer)
-        if answer is not None and not answer.done:
-            answer.complete(-1, self.exit_error(peer.pid, str(error)))
-        buried = self._buried.pop(peer, None)
-        if buried is not None:
-            buried.complete(0, None)
+        try:
+            if peer.pid and not process.leaving.is_set():
+                if process.pid != DRIVER and peer.pid == DRIVER:
+                    process.driver_gone()
+                reason = self._reason(peer)
+                if process.peers.get(peer.pid) is peer:
+                    del process.peers[peer.pid]
+                if reason is not None:
+                    process.store.drop_process(peer.pid)
+                    process.references.drop_process(peer.pid)
+        finally:  # whatever happens, nobody waits for ever
+            peer.fail_pending(lambda: self.exit_error(peer.pid))
+            answer = self._joining.get(peer)
+            if answer is not None and not answer.done:
+                answer.complete(-1, self.exit_error(peer.pid, str(error)))
+            buried = self._buried.pop(peer, None)
+            if buried is not None:
+                buried.complete(0, None)
 
     def _reason(self, peer: Peer) -> ExitReason | None:
         membership = self._process.membership
@@ -284,8 +293,8 @@ class Links:
             if peer.pid != pid and peer.lost is None:
                 try:
                     peer.post(Left(body))
-                except TransportError:
-                    pass  # it is going itself
+                except (TransportError, LocalProtocolError):
+                    pass  # it is going itself, or still joining: then it gets the whole list soon
 
     def gone(self, peer: Peer) -> Exception:
         """The exception for whoever finds the connection ended; waits for the reason to be known."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import socket
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hybriddist.core.handshake import Role
@@ -35,6 +36,8 @@ class Paths:
         self._memory = RecycledMemory()
         self._budget: Budget | None = None
         self._warned_full = False
+        self.openers: dict[str, Callable[[str], Transport]] = {}
+        """For addresses of further schemes: makes a transport that needs no greeting, such as inside one interpreter."""
 
     def accept(self, sock: socket.socket, cookie: str, deadline: Deadline) -> Transport:
         """Greet whoever has connected and agree on the path.
@@ -78,10 +81,13 @@ class Paths:
         from hybriddist.shm import rendezvous
 
         scheme, _, where = address.partition(":")
+        opener = self.openers.get(scheme)
+        if opener is not None:
+            return opener(where)
         sock = _open(scheme, where, deadline)
         try:
             greet(sock, Role.CONNECTOR, cookie, deadline)
-            if preference != "tcp" and _may_share(scheme, where):
+            if preference == "shm" or (preference == "auto" and _may_share(scheme, where)):
                 shared = self._offer(sock, preference, deadline)
                 if shared is not None:
                     return shared

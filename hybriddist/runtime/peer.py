@@ -18,7 +18,6 @@ What this module does not know: what a message means (``runtime/handlers.py``), 
 
 from __future__ import annotations
 
-import os
 from _thread import allocate_lock
 from collections.abc import Callable, Sequence
 from threading import RLock
@@ -35,13 +34,6 @@ from hybriddist.transport import Buffer, Frame, Transport
 
 if TYPE_CHECKING:
     from hybriddist.runtime.process import Process
-
-_yield = getattr(os, "sched_yield", lambda: None)
-
-_TURNS_BEFORE_YIELD = 32
-"""Looks at the transport (some 10 µs) before the CPU is offered to others at each further one: on a busy machine a
-yield costs a time slice, and an awake peer answers sooner than that."""
-
 
 class Peer:
     """The other end of one connection.
@@ -66,10 +58,14 @@ class Peer:
         self.recv_lock = allocate_lock()
         self.lost: BaseException | None = None
         self._missed = False
-        self._looking = False
+        self.looking = False
+        """Nobody has asked for the doorbell: somebody looks, or did a moment ago."""
+        self.looks = 0
+        """How often somebody has looked: tells the receiver thread whether that goes on."""
         self._timed = protocol.next_wakeup() is not None
         self._guard = process.guard
         self._handlers = process.handlers
+        self._receiver = process.receiver
         self.queue = process.executor.queue
         self._descriptor = transport.fileno()
 
@@ -207,79 +203,75 @@ class Peer:
             elif message is not None:
                 self._handlers[type(message)](self, message)
         if self.queue:
-            self.process.receiver.queued()
+            self._receiver.queued()
 
     def spin(self, seconds: float, completion: Completion) -> bool:  # shielded
-        """Receive on the calling thread until ``completion`` is done, for about ``seconds``; whether it is done."""
+        """Receive on the calling thread until ``completion`` is done, for about ``seconds``; whether it is done.
+
+        If it is, the doorbell is not asked for again: the next call is likely to come in microseconds, and asking in
+        between costs as much as the frame. The receiver thread does so when nobody has looked for a while.
+        """
         if self.lost is not None or not self.recv_lock.acquire(False):
             return completion.done
         try:
-            self.begin_looking()
-            receive = self.transport.receive
-            turns = 0
-            end = 0.0
-            while not completion.done:
-                frames = receive()
-                if frames:
-                    self._dispatch(frames)
-                    continue
-                turns += 1
-                if turns > _TURNS_BEFORE_YIELD:
-                    now = perf_counter()
-                    if not end:
-                        end = now + seconds
-                    elif now > end:
-                        break
-                    _yield()
+            self._receive_for(seconds, completion)
         except HybridDistError as error:
             self.lose(error)
         finally:
-            self.end_looking()
+            self.end_looking(completion.done)
         if self._guard.pending:
             self._guard.deliver()
         return completion.done
 
     def look(self, seconds: float) -> bool:  # shielded
-        """As `spin` until anything has come, but go on looking afterwards, until `rest`: a worker's main thread is
-        back in microseconds, and asking for the doorbell in between would cost as much as the frame."""
+        """Receive on a worker's main thread until anything has come. It goes on looking afterwards, until `rest`."""
         if self.lost is not None or not self.recv_lock.acquire(False):
             return False
         try:
-            if not self._looking:
-                self.begin_looking()
-            receive = self.transport.receive
-            turns = 0
-            end = 0.0
-            while True:
-                frames = receive()
-                if frames:
-                    self._dispatch(frames)
-                    return True
-                turns += 1
-                if turns > _TURNS_BEFORE_YIELD:
-                    now = perf_counter()
-                    if not end:
-                        end = now + seconds
-                    elif now > end:
-                        return False
-                    _yield()
+            return self._receive_for(seconds, None)
         except HybridDistError as error:
             self.lose(error)
             return False
         finally:
             self.recv_lock.release()
 
+    def _receive_for(self, seconds: float, completion: Completion | None) -> bool:
+        """Poll the transport until ``completion`` is done, or anything has come; False when the time is over.
+
+        The CPU is not offered to others in between (`sched_yield`): on a busy machine that costs a time slice, many
+        times what is won, and without it the loop is over in 50 µs.
+        """
+        if not self.looking:
+            self.begin_looking()
+        receive = self.transport.receive
+        end = 0.0
+        while completion is None or not completion.done:
+            frames = receive()
+            if frames:
+                self._dispatch(frames)
+                if completion is None:
+                    break
+            else:
+                now = perf_counter()
+                if not end:
+                    end = now + seconds
+                elif now > end:
+                    return False
+        return True
+
     def rest(self) -> None:
-        """Ask for the doorbell again, after `look`."""
-        if self._looking:
-            with self.recv_lock:
+        """Nobody looks any more: ask for the doorbell again, unless somebody looks at this moment after all."""
+        if self.looking and self.recv_lock.acquire(False):
+            try:
                 self._rearm()
+            finally:
+                self.recv_lock.release()
             if self._missed:
                 self._receive_if_free()
 
     def begin_looking(self) -> None:
         """Somebody looks: no doorbell, please. The caller holds `recv_lock`."""
-        self._looking = True
+        self.looking = True
         if self.transport.rings_doorbell:
             self.transport.disarm()
         else:
@@ -298,28 +290,31 @@ class Peer:
             self.lose(error)
         return False
 
-    def end_looking(self) -> bool:
-        """Nobody looks any more: arm the doorbell and let go of `recv_lock`; whether more had come meanwhile."""
+    def end_looking(self, stay: bool = False) -> None:
+        """Let go of `recv_lock`, and arm the doorbell, unless more is expected in microseconds (``stay``)."""
+        stay = stay and self.lost is None
         try:
-            came = self._rearm()
+            self.looks += 1
+            if not stay:
+                self._rearm()
         finally:
             self.recv_lock.release()
+        if stay:
+            # Not before: who gives up looking after us because we look must find us gone, or we find that he gave up.
+            self._receiver.keep_an_eye_on(self)
         if self._missed:
             self._receive_if_free()
-        return came
 
-    def _rearm(self) -> bool:
-        self._looking = False
+    def _rearm(self) -> None:
+        self.looking = False
         if not self.transport.rings_doorbell:
             self.watch()
         elif self.lost is None:
             try:
                 if self.transport.arm():
                     self._drain()
-                    return True
             except HybridDistError as error:
                 self.lose(error)
-        return False
 
     def watch(self) -> None:
         """Have the descriptor polled for what matters now."""
@@ -374,21 +369,21 @@ def spin_together(peers: Sequence[Peer], seconds: float, completion: Completion)
     held = [peer for peer in peers if peer.lost is None and peer.recv_lock.acquire(False)]
     try:
         for peer in held:
-            peer.begin_looking()
+            if not peer.looking:
+                peer.begin_looking()
         end = perf_counter() + seconds
         while not completion.done:
             came = False
             for peer in held:
                 came |= peer.look_once()
+            now = perf_counter()
             if came:
-                end = perf_counter() + seconds
-            elif perf_counter() > end:
+                end = now + seconds
+            elif now > end:
                 break
-            else:
-                _yield()
     finally:
         for peer in held:
-            peer.end_looking()
+            peer.end_looking(completion.done)
     if held and held[0]._guard.pending:
         held[0]._guard.deliver()
     return completion.done

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from hybriddist import limits
 from hybriddist.core import captured as captured_module
 from hybriddist.core import payload
 from hybriddist.core.exits import ExitReason
-from hybriddist.core.messages import ANSWERED, Call, Mode, Outcome, Request
+from hybriddist.core.messages import ANSWERED, Call, Mode, Outcome, Request, new
 from hybriddist.deadline import Deadline
 from hybriddist.errors import RemoteException, TransportError
 from hybriddist.ids import RRID
@@ -34,6 +35,7 @@ from hybriddist.runtime import handlers, links
 from hybriddist.runtime.claims import References
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.context import enter
+from hybriddist.runtime.coroutines import Coroutines
 from hybriddist.runtime.execution import Executor, call_in_user_code
 from hybriddist.runtime.interrupts import InterruptGuard
 from hybriddist.runtime.paths import Paths
@@ -47,6 +49,8 @@ from hybriddist.settings import Settings
 # Plain numbers: looking up a member of an enumeration costs as much as a dictionary.
 _FETCH = int(Mode.FETCH)
 _VALUE = int(Outcome.VALUE)
+
+_ROW = 1 << 16
 
 LOST = -1
 """Outcome of a completion whose content is the exception to raise: the peer is gone."""
@@ -89,10 +93,11 @@ class Process:
         self.executor = Executor(self)
         self.receiver = Receiver(self)
         self.spin_policy = SpinPolicy(usable_cpu_count())
-        self.store = Store()
+        self.store = Store(self.spawn)
         self.paths = Paths()
         self.references = References(self)
         self.links = links.Links(self)
+        self.coroutines = Coroutines(self.spawn)
         self.peers: dict[int, Peer] = {}
         self.watched_peers: tuple[Peer, ...] = ()
         """Peers on other nodes: those with heartbeats."""
@@ -104,9 +109,10 @@ class Process:
         """Where other processes of the cluster can connect to this one."""
         self.leaving = threading.Event()
         self._ids = itertools.count(1)
+        self._rows = itertools.count(1)
+        """Each is a row of `_ROW` negative call ids, taken at once for the calls of one message."""
         self.turns = itertools.count()
         """Whose turn it is when any worker will do."""
-        self._loop: Any = None
         self._lock = threading.Lock()
 
     # ---- calls ------------------------------------------------------------------------------------------------
@@ -145,13 +151,38 @@ class Process:
             if mode & ANSWERED:
                 peer.pending[call_id] = completion
             try:
-                peer.send(Call(call_id, mode, key, whence, id_, body, buffers))
+                peer.send(new(Call, (call_id, mode, key, whence, id_, body, buffers)))
             except BaseException:
                 peer.pending.pop(call_id, None)
                 raise
         except TransportError:
             raise self.links.gone(peer) from None
         return completion
+
+    def start_each(
+        self, function: Any, peer: Peer, items: Sequence[tuple[Any, ...]], completions: Sequence[Completion]
+    ) -> None:
+        """Send several calls in one message. They run one after the other; each completion ends with a `Result`.
+
+        Raises:
+            SerializeError, ProcessExitedException: as `start_call`; nothing was sent.
+        """
+        try:
+            key = peer.function_key(function)
+            body, buffers = self.encode(items if key else (function, items), peer.pid)
+            count = len(items)
+            first = next(self._rows) * -_ROW
+            pending = peer.pending
+            for number, completion in enumerate(completions, first):
+                pending[number] = completion
+            try:
+                peer.send(new(Call, (first, Mode.EACH, key, 0, count, body, buffers)))
+            except BaseException:
+                for number in range(first, first + count):
+                    pending.pop(number, None)
+                raise
+        except TransportError:
+            raise self.links.gone(peer) from None
 
     def start_request(self, peer: Peer, operation: int, rrid: RRID, body: tuple[Any, ...] | None = None) -> Completion:
         """Ask the holder of a reference for an operation; its completion ends with a `Result`."""
@@ -215,7 +246,7 @@ class Process:
         try:
             value = function(*args, **kwargs)
             if handlers.is_coroutine(value):
-                return self.run_coroutine(value).result()
+                return self.coroutines.run(value)
             return value
         except KeyboardInterrupt:
             raise
@@ -233,11 +264,13 @@ class Process:
 
     def encode(self, value: Any, pid: int, labels: Sequence[str] = ()) -> tuple[bytes, Any]:
         """Pickle a value for process ``pid``; references inside are credited to it."""
-        before = self.references.pickled
-        encoded = payload.dumps(value, labels)
-        if self.references.pickled != before:
-            return self.references.encode(value, pid)
-        return encoded
+        references = self.references
+        if not references.encoding:
+            before = references.pickled
+            encoded = payload.dumps(value, labels)
+            if references.pickled == before:
+                return encoded
+        return references.encode(value, pid, labels)
 
     # ---- peers ------------------------------------------------------------------------------------------------
 
@@ -289,9 +322,18 @@ class Process:
         self.references.flush()
 
     def spawn(self, target: Callable[[], None], name: str) -> threading.Thread:
-        """Run something on a thread of its own, for this process."""
-        thread = threading.Thread(target=self.in_context(target), name=name, daemon=True)
-        thread.start()
+        """Run something on a thread of its own, for this process.
+
+        While the interpreter ends, Python 3.12 starts no more threads: then it is run here and now.
+        """
+        run = self.in_context(target)
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self.leaving.is_set() and not sys.is_finalizing() and threading.main_thread().is_alive():
+                raise
+            thread.run()
         return thread
 
     def in_context(self, target: Callable[[], None]) -> Callable[[], None]:
@@ -316,28 +358,18 @@ class Process:
         poll.register(descriptor, select.POLLOUT)
         poll.poll(seconds * 1000)
 
-    def run_coroutine(self, coroutine: Any) -> Any:
-        """Run a coroutine on this process's event loop; a concurrent future."""
-        import asyncio  # costs 30 ms to import; most processes never see a coroutine
-
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self.spawn(self._loop.run_forever, "hybriddist-asyncio")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
     def close(self, timeout: float = limits.POLITE_EXIT_SECONDS) -> None:
         """End every connection and thread; the object is not used afterwards."""
         deadline = Deadline(timeout)
         self.leaving.set()
         self.links.close()
+        self.store.close()
         for peer in list(self.peers.values()):
             peer.close(min(0.5, deadline.remaining() or 0.0))
         self.peers.clear()
         self.receiver.close()
         self.executor.close()
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+        self.coroutines.close()
         self.poller.close()
         self.guard.uninstall()
 

@@ -27,6 +27,7 @@ from hybriddist.errors import HybridDistError
 from hybriddist.runtime.peer import Peer
 
 if TYPE_CHECKING:
+    from hybriddist.runtime.handlers import Each
     from hybriddist.runtime.process import Process
 
 _IDLE_TICKS = 40
@@ -42,11 +43,18 @@ class Receiver:
         self._executor = process.executor
         self._role = allocate_lock()
         self._closed = False
+        self._unattended: dict[Peer, int] = {}
+        """Peers whose doorbell nobody has asked for, since a caller looked a moment ago; with its count of looks."""
+        self._ticking = False
         self._thread: threading.Thread | None = None
         # The worker's main thread:
         self._main: int | None = None
         self._running = False
         self._serial = 0
+        self.progress = 0
+        """Counts the calls that are done of a message with several; with `_serial` it tells whether all goes on."""
+        self.each: Each | None = None
+        """The message with several calls that the main thread is at."""
         self._blocking = False
         self._standing_in = False
         self._bell = allocate_lock()
@@ -54,6 +62,31 @@ class Receiver:
         self._standby_sleeps = False
         self.hot: Peer | None = None
         """The peer that sent last: the one worth looking at before blocking."""
+
+    def keep_an_eye_on(self, peer: Peer) -> None:
+        """A caller has stopped looking at ``peer`` for the moment, without asking for the doorbell."""
+        if self._main is not None:
+            peer.rest()  # a worker's threads come and go: there is no thread to keep an eye on anything
+        elif peer not in self._unattended:
+            self._unattended[peer] = peer.looks
+            if not self._ticking:
+                self._poller.wake()
+
+    def attend(self) -> None:
+        """Somebody is about to block: ask for all doorbells."""
+        for peer in list(self._unattended):
+            self._unattended.pop(peer, None)
+            peer.rest()
+
+    def _look_after(self) -> None:
+        """Ask for the doorbell of every peer that nobody has looked at since the last tick."""
+        for peer, looks in list(self._unattended.items()):
+            if peer.looks != looks:
+                self._unattended[peer] = peer.looks
+            elif peer.recv_lock.acquire(False):
+                peer.recv_lock.release()  # nobody looks at this moment
+                self._unattended.pop(peer, None)
+                peer.rest()
 
     # ---- the dedicated thread ---------------------------------------------------------------------------------
 
@@ -74,13 +107,17 @@ class Receiver:
         """Wait once for something and handle it; the caller is the one that polls."""
         process, executor = self._process, self._executor
         timeout = _tick(process.watched_peers)
-        if executor.queue:
+        self._ticking = False  # before the look: who leaves a peer unattended after it sees this, and wakes us
+        if executor.queue or self._unattended:
+            self._ticking = True
             timeout = limits.STANDBY_SECONDS
         for source in self._poller.poll(timeout):
             source.on_ready()
         if executor.queue:
             executor.kick()
         process.housekeep()
+        if self._unattended:
+            self._look_after()
 
     # ---- the worker's main thread -----------------------------------------------------------------------------
 
@@ -136,6 +173,8 @@ class Receiver:
 
     def about_to_block(self) -> None:
         """A thread is going to wait for another process: see that somebody receives and runs what is queued."""
+        if self._unattended:
+            self.attend()
         if threading.get_ident() == self._main and self._running:
             self._blocking = True
             self._ring()
@@ -154,27 +193,28 @@ class Receiver:
             pass  # rung already
 
     def _stand_by(self) -> None:
-        seen = -1
+        seen = (-1, 0)
         idle = 0
         while not self._closed:
             if idle >= _IDLE_TICKS:
                 self._standby_sleeps = True
-                if self._serial == seen and not self._running:
+                if (self._serial, self.progress) == seen and not self._running:
                     self._bell.acquire()
                 self._standby_sleeps = False
                 idle = 0
             else:
                 self._bell.acquire(timeout=limits.STANDBY_SECONDS)
             serial = self._serial
+            now = (serial, self.progress)
             if self._running:
                 idle = 0
-                if serial == seen or self._blocking:
+                if now == seen or self._blocking:
                     self._stand_in(serial)
-            elif serial == seen:
+            elif now == seen:
                 idle += 1
             else:
                 idle = 0
-            seen = serial
+            seen = now
 
     def _stand_in(self, serial: int) -> None:
         """Receive while the main thread is in the call it was in."""
@@ -184,6 +224,10 @@ class Receiver:
                 hot = self.hot
                 if hot is not None:
                     hot.rest()
+                each = self.each
+                rest = each.rest() if each is not None else None
+                if rest is not None:
+                    self._executor.queue.appendleft(rest)
                 while self._running and self._serial == serial and not self._closed:
                     if self._executor.queue:
                         self._executor.kick()

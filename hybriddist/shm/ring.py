@@ -258,8 +258,11 @@ class Consumer(_Side):
         self._read = self._words[_READ] = self._read + count & _CURSOR_MASK
 
     def producer_waits(self) -> bool:
-        """Whether the producer asked to be woken since the last time; call it after reading, and wake it if so."""
-        self._fence()
+        """Whether the producer asked to be woken since the last time; call it after reading, and wake it if so.
+
+        Without a fence an answer may be out of date by nanoseconds: ask again after `wait_for_bytes`, which has one,
+        before blocking. So reading costs no fence, and a waiting producer still is never slept through.
+        """
         if self._words[_PRODUCER_WAITING]:
             self._words[_PRODUCER_WAITING] = 0
             return True

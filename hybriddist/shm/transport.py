@@ -230,7 +230,10 @@ class ShmTransport(Transport):
         if self._failure is not None or self._doorbell.peer_gone:
             return True
         try:
-            if self._consumer.wait_for_bytes():
+            came = self._consumer.wait_for_bytes()
+            if self._consumer.producer_waits():
+                self._doorbell.ring()
+            if came:
                 return True
             return bool(self._outbox) and self._producer.room() > 0
         except (RemoteProtocolError, TransportBroken):

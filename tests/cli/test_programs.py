@@ -45,30 +45,40 @@ def lay_out(folder: Path) -> None:
         archive.writestr("__main__.py", SURROUNDINGS)
 
 
-@pytest.mark.parametrize("flags", [(), ("-P",)], ids=["", "safe path"])
 @pytest.mark.parametrize(
     "words",
     [
         ("script.py", "a", "-p"),
-        ("sub/script.py",),
         ("link.py",),
         ("package", "a"),
         ("archive.zip",),
         ("-c", SURROUNDINGS, "a"),
         ("-m", "script", "a"),
         ("-m", "package"),
-        ("-m", "package.__main__"),
         ("-", "a"),
         (),
     ],
-    ids=lambda words: words[0] if words else "stdin",
+    ids=lambda words: " ".join(words[:2]) if words != ("-c", SURROUNDINGS, "a") else "-c",
 )
 def test_the_surroundings_are_those_that_python_gives(
-    words: tuple[str, ...], flags: tuple[str, ...], command_line: CommandLine, tmp_path: Path
+    words: tuple[str, ...], command_line: CommandLine, tmp_path: Path
 ) -> None:
-    lay_out(tmp_path)
-    if flags and "-m" in words:
-        pytest.skip("with a safe path no module of the current directory is found")
+    assert_same_surroundings(words, (), command_line, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words", [("sub/script.py",), ("package",), ("-c", SURROUNDINGS)], ids=["file", "folder", "-c"]
+)
+def test_with_a_safe_path_only_a_folder_comes_first(
+    words: tuple[str, ...], command_line: CommandLine, tmp_path: Path
+) -> None:
+    assert_same_surroundings(words, ("-P",), command_line, tmp_path)
+
+
+def assert_same_surroundings(
+    words: tuple[str, ...], flags: tuple[str, ...], command_line: CommandLine, folder: Path
+) -> None:
+    lay_out(folder)
     text = SURROUNDINGS if words in ((), ("-", "a")) else "some text\n"
     by_python = command_line.python(*flags, *words, input=text)
     by_us = command_line(*words, input=text, flags=flags)

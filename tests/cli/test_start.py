@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import hybriddist as hd
 from hybriddist.errors import ClusterError
 from hybriddist.runtime.options import WorkerOptions
 from hybriddist.runtime.start import check_cookie, start_worker
+from tests.helpers.polling import poll_for
 
 from .conftest import CommandLine
 
@@ -294,3 +296,35 @@ def test_the_port_that_bind_to_names(start: Starter) -> None:
     pid, _ = start("-m", "hybriddist", "--worker", "--bind-to", f"127.0.0.1:{port}")
     addresses = "__import__('hybriddist.runtime.current', fromlist=['x']).current().addresses"
     assert hd.remotecall_fetch(eval, pid, addresses) == [f"tcp:127.0.0.1:{port}"]
+
+
+def say(until: str) -> None:
+    print("on stdout")
+    print("on stderr", file=sys.stderr)
+    while not os.path.exists(until):
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("by", ["hand", "exename"])
+def test_lines_arrive_while_the_call_still_runs(
+    by: str, start: Starter, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with it all lines would arrive
+    pid = start("-m", "hybriddist", "--worker")[0] if by == "hand" else hd.addprocs(1, exename=sys.executable)[0]
+    running = hd.remotecall(say, pid, str(tmp_path / "seen"))
+    shown = {"stdout": "", "stderr": ""}
+
+    def look_again() -> bool:
+        out, err = capsys.readouterr()
+        shown["stdout"] += out
+        shown["stderr"] += err
+        return "on stdout" in shown["stdout"] and "on stderr" in "".join(shown.values())
+
+    try:
+        poll_for(look_again)
+    finally:
+        (tmp_path / "seen").touch()
+    running.wait(10)
+    lines = [f"      From worker {pid}:\ton stdout", f"      From worker {pid}:\ton stderr"]
+    assert (shown["stdout"] + shown["stderr"]).splitlines() == lines
+    assert bool(shown["stderr"]) == (by == "exename")

@@ -97,7 +97,7 @@ def test_show_lists_the_most_frequent_names(folder: Path, capsys: pytest.Capture
 def test_the_whole_job(folder: Path) -> None:
     done = run(folder, "--workers", 2, "--top", 2)
     assert done.returncode == 0, done.stderr
-    assert "5 of 5 files" in done.stderr
+    assert re.search(r"\b5/5\b", done.stderr)  # the progress bar, with or without tqdm
     assert re.search(r"^files +2$", done.stdout, re.MULTILINE)
     assert re.search(r"^skipped files +3$", done.stdout, re.MULTILINE)
     assert f"skipped {folder / 'wrong.py'}: SyntaxError" in done.stdout
@@ -108,7 +108,7 @@ def test_the_whole_job(folder: Path) -> None:
 def test_without_the_serial_run(folder: Path) -> None:
     done = run(folder, "--workers", 1, "--no-serial")
     assert done.returncode == 0, done.stderr
-    assert "serial" not in done.stdout
+    assert "serial:" not in done.stdout
 
 
 def test_bad_input_is_named_and_starts_nothing(folder: Path) -> None:

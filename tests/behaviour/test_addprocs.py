@@ -1,0 +1,506 @@
+"""addprocs: arguments, what workers inherit, failures, time limits, several callers at once."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hybriddist as hd
+from hybriddist.managers.cpus import usable_cpus
+from tests.helpers.polling import poll_for
+
+pytestmark = [pytest.mark.leaks_by_module, pytest.mark.usefixtures("no_workers")]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[[str], list[str]]:
+    """An exename that runs shell code, whatever its arguments are."""
+
+    def command(code: str) -> list[str]:
+        script = tmp_path / "command.sh"
+        script.write_text(code)
+        return ["/bin/sh", str(script)]
+
+    return command
+
+
+def in_threads(*functions: Callable[[], Any]) -> list[Any]:
+    """What each returned or raised, all called at once."""
+    barrier, ends = threading.Barrier(len(functions)), [None] * len(functions)
+
+    def run(index: int) -> None:
+        barrier.wait(10)
+        try:
+            ends[index] = functions[index]()
+        except Exception as error:
+            ends[index] = error  # type: ignore[call-overload]
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    return ends
+
+
+# ---- how many -----------------------------------------------------------------------------------------------------
+
+
+def test_new_pids_sorted_and_counted_on(transport: str) -> None:
+    first = hd.addprocs(3, transport=transport)
+    assert first == list(range(first[0], first[0] + 3))
+    assert hd.addprocs(n=2, transport=transport) == [first[-1] + 1, first[-1] + 2]
+    assert hd.nworkers() == 5
+
+
+def test_as_many_as_usable_cpus_by_default() -> None:
+    assert len(hd.addprocs()) == usable_cpus()
+
+
+def test_none_at_all() -> None:
+    (before,) = hd.addprocs(1)
+    assert hd.addprocs(0) == hd.addprocs(-1) == []
+    assert hd.addprocs(1) == [before + 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"n": 1, "colour": "red"}, TypeError, "'colour'"),
+        ({"n": 1, "colour": "red", "weight": 1}, TypeError, "'colour', 'weight'"),
+        ({"n": 0, "colour": "red"}, TypeError, "'colour'"),
+        ({"n": 1, "transport": "pigeon"}, ValueError, "transport must be one of 'auto', 'shm', 'tcp'"),
+        ({"n": 1, "topology": "ring"}, ValueError, "topology must be one of 'all_to_all', 'master_worker', 'custom'"),
+        ({"n": 1, "on_failure": "ignore"}, ValueError, "on_failure must be one of 'raise', 'continue'"),
+        ({"n": 1, "timeout": "soon"}, TypeError, "timeout"),
+        ({"n": 1, "restrict": "yes"}, TypeError, "restrict"),
+        ({"n": 1, "env": ["A=1"]}, TypeError, "env"),
+        ({"n": 1, "env": {"A": 1}}, TypeError, "env"),
+        ({"n": 1, "exename": 5}, TypeError, "exename"),
+        ({"n": 1, "exename": []}, ValueError, "exename is empty"),
+        ({"n": 1, "exeflags": 5}, TypeError, "exeflags"),
+        ({"n": 1, "dir": 5}, TypeError, "int"),
+        ({"n": 1.5}, TypeError, "float"),
+        ({"n": True}, TypeError, "bool"),
+        ({"n": "3"}, TypeError, "str"),
+    ],
+)
+def test_wrong_arguments_start_nothing(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
+    (before,) = hd.addprocs(1)
+    with pytest.raises(error, match=text):
+        hd.addprocs(**arguments)
+    assert hd.workers() == [before]
+    assert hd.addprocs(1) == [before + 1]
+
+
+def test_a_custom_manager_gets_every_keyword() -> None:
+    class Curious(hd.LocalManager):
+        def launch(self, params: Any, launched: Any, notify: Any) -> None:
+            told.update(params)
+            super().launch(params, launched, notify)
+
+        def default_addprocs_params(self) -> dict[str, Any]:
+            return {**super().default_addprocs_params(), "colour": "blue", "weight": 3}
+
+    told: dict[str, Any] = {}
+    hd.addprocs(Curious(1), colour="red", dir="/")
+    assert told["colour"] == "red"
+    assert told["weight"] == 3
+    assert told["dir"] == "/"
+    assert told["lazy"] is True
+
+
+# ---- where --------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_driver_adds_and_removes() -> None:
+    (pid,) = hd.addprocs(1)
+    for function, arguments in ((hd.addprocs, (1,)), (hd.rmprocs, (pid,)), (hd.interrupt, ())):
+        with pytest.raises(hd.RemoteException, match="Only process 1 can") as info:
+            hd.remotecall_fetch(function, pid, *arguments)
+        assert isinstance(info.value.__cause__, hd.NotDriverError)
+    assert hd.workers() == [pid]
+
+
+# ---- joining ------------------------------------------------------------------------------------------------------
+
+
+def test_new_workers_are_known_to_all_when_addprocs_returns(transport: str) -> None:
+    everybody: list[int] = []
+    for count in (1, 2, 2):
+        everybody += hd.addprocs(count, transport=transport)
+        assert [hd.remotecall_fetch(hd.workers, pid) for pid in everybody] == [everybody] * len(everybody)
+
+
+class OneByOne(hd.LocalManager):
+    """Starts the next worker when the last one is listed, and notes that it can be called by then."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.seen: list[int] = []
+
+    def launch(self, params: Any, launched: Any, notify: Any) -> None:
+        for _ in range(self.n):
+            one = hd.LocalManager(1)
+            one._context = self._context
+            one.launch(params, launched, notify)
+            (new,) = poll_for(lambda: set(hd.workers()) - {1, *self.seen})
+            self.seen.append(hd.remotecall_fetch(hd.myid, new))
+
+
+def test_workers_can_be_used_before_the_others_are_there() -> None:
+    manager = OneByOne(3)
+    assert hd.addprocs(manager) == manager.seen
+
+
+def test_several_addprocs_and_rmprocs_at_once(transport: str) -> None:
+    """They queue; every pid is given out once, and what remains is what was not removed."""
+    old = hd.addprocs(3, transport=transport)
+
+    def add() -> list[int]:
+        return hd.addprocs(2, transport=transport)
+
+    *added, _, _ = in_threads(add, add, add, lambda: hd.rmprocs(old[0]), lambda: hd.rmprocs(old[1:]))
+    new = [pid for pids in added for pid in pids]
+    assert sorted(new) == list(range(old[-1] + 1, old[-1] + 7))
+    assert all(pids == sorted(pids) for pids in added)
+    assert hd.workers() == sorted(new)
+    assert [hd.remotecall_fetch(hd.workers, pid) for pid in new] == [sorted(new)] * 6
+
+
+def test_launches_do_not_interleave() -> None:
+    class Watched(hd.LocalManager):
+        def launch(self, params: Any, launched: Any, notify: Any) -> None:
+            story.append("begin")
+            super().launch(params, launched, notify)
+            story.append("end")
+
+    story: list[str] = []
+    in_threads(*[lambda: hd.addprocs(Watched(1))] * 4)
+    assert story == ["begin", "end"] * 4
+    assert hd.nworkers() == 4
+
+
+def test_removal_waits_for_its_turn_behind_addprocs() -> None:
+    class Held(hd.LocalManager):
+        def launch(self, params: Any, launched: Any, notify: Any) -> None:
+            launching.set()
+            assert go_on.wait(30)
+            super().launch(params, launched, notify)
+
+    launching, go_on = threading.Event(), threading.Event()
+    (old,) = hd.addprocs(1)
+    thread = threading.Thread(target=lambda: hd.addprocs(Held(1)))
+    thread.start()
+    try:
+        assert launching.wait(30)
+        removal = hd.rmprocs(old, waitfor=0)  # returns at once all the same
+        assert not removal.isready()
+        with pytest.raises(hd.RemovalTimeout):
+            removal.wait(0.05)
+        assert hd.workers() == [old]
+    finally:
+        go_on.set()
+        thread.join(30)
+    removal.wait(30)
+    assert hd.workers() == [old + 1]
+
+
+# ---- what workers inherit ----------------------------------------------------------------------------------------
+
+
+def test_directory(tmp_path: Path) -> None:
+    (tmp_path / "here.txt").write_text("found")
+    (there,) = hd.addprocs(1, dir=tmp_path)
+    (here,) = hd.addprocs(1)
+    assert hd.remotecall_fetch(Path.read_text, there, Path("here.txt")) == "found"
+    assert hd.remotecall_fetch(os.getcwd, here) == os.getcwd()
+    with pytest.raises(FileNotFoundError):
+        Path("here.txt").read_text()
+
+
+def test_missing_directory() -> None:
+    with pytest.raises(hd.CompositeException) as info:
+        hd.addprocs(2, dir="/no/such/place")
+    assert "/no/such/place" in str(info.value)
+    assert len(info.value) == 2
+    assert {type(error) for error in info.value} == {hd.LaunchError}
+
+
+def test_environment_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HD_TEST_COLOUR", "red")
+    (before,) = hd.addprocs(1)
+    monkeypatch.setenv("HD_TEST_COLOUR", "green")
+    (after,) = hd.addprocs(1)
+    (given,) = hd.addprocs(1, env={"HD_TEST_COLOUR": "blue", "HD_TEST_SIZE": "9"})
+    colours = [hd.remotecall_fetch(os.getenv, pid, "HD_TEST_COLOUR") for pid in (before, after, given)]
+    assert colours == ["red", "green", "blue"]
+    assert hd.remotecall_fetch(os.getenv, given, "HD_TEST_SIZE") == "9"
+    assert "HD_TEST_SIZE" not in os.environ
+
+
+def test_module_path_of_the_moment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "hd_test_module.py").write_text(f"NAME = {name!r}")
+    monkeypatch.syspath_prepend(str(tmp_path / "first"))
+    (one,) = hd.addprocs(1)
+    monkeypatch.syspath_prepend(str(tmp_path / "second"))
+    (two,) = hd.addprocs(1)
+
+    def name() -> str:
+        import hd_test_module  # type: ignore[import-not-found]
+
+        return str(hd_test_module.NAME)
+
+    assert [hd.remotecall_fetch(name, pid) for pid in (one, two)] == ["first", "second"]
+    assert hd.remotecall_fetch(lambda: sys.path, one)[0] == str(tmp_path / "first")  # noqa: F821
+
+
+def test_numeric_libraries_get_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the driver's own, not meant for workers
+
+    def threads() -> list[str | None]:
+        import os
+
+        return [os.environ.get(name) for name in names]
+
+    (usual,) = hd.addprocs(1)
+    (given,) = hd.addprocs(1, env={"MKL_NUM_THREADS": "2"})
+    (many,) = hd.addprocs(1, enable_threaded_blas=True)
+    assert hd.remotecall_fetch(threads, usual) == ["1", "1", "1"]
+    assert hd.remotecall_fetch(threads, given) == ["1", "1", "2"]
+    assert hd.remotecall_fetch(threads, many) == ["3", None, None]
+    assert threads() == ["3", None, None]
+
+
+def test_interpreter_and_flags(tmp_path: Path) -> None:
+    script = tmp_path / "my python"
+    script.write_text(f'#!/bin/sh\nHD_TEST_STARTED_BY="$0" exec {shlex.quote(sys.executable)} "$@"')
+    script.chmod(0o700)
+    for exename in (str(script), script, [str(script), "-B"]):
+        (pid,) = hd.addprocs(1, exename=exename)
+        assert hd.remotecall_fetch(os.getenv, pid, "HD_TEST_STARTED_BY") == str(script)
+    assert hd.remotecall_fetch(lambda: sys.flags.dont_write_bytecode, pid) == 1
+    for exeflags in ("-O -X hd_test=1", ["-O", "-X", "hd_test=1"]):
+        (pid,) = hd.addprocs(1, exeflags=exeflags)
+        assert hd.remotecall_fetch(lambda: (sys.flags.optimize, sys._xoptions["hd_test"]), pid) == (1, "1")
+
+
+def test_workers_share_no_state() -> None:
+    one, two = hd.addprocs(2)
+
+    def mark(value: Any = None) -> Any:
+        import fractions
+        import sys
+
+        if value is not None:
+            fractions.mark = value  # type: ignore[attr-defined]
+        return getattr(sys.modules["fractions"], "mark", None)
+
+    assert hd.remotecall_fetch(mark, one, "here") == "here"
+    assert hd.remotecall_fetch(mark, two) is None
+    assert hd.addprocs(1) == [two + 1]
+    assert hd.remotecall_fetch(mark, two + 1) is None
+
+
+# ---- failures ----------------------------------------------------------------------------------------------------
+
+
+class Flawed(hd.LocalManager):
+    """Its middle worker is a command that ends at once."""
+
+    def launch(self, params: Any, launched: Any, notify: Any) -> None:
+        for exename in (None, "/bin/false", None):
+            one = hd.LocalManager(1)
+            one._context = self._context
+            one.launch({**params, "exename": exename}, launched, notify)
+
+
+def test_the_good_ones_of_a_launch_stay() -> None:
+    with pytest.raises(hd.CompositeException) as info:
+        hd.addprocs(Flawed(3))
+    (error,) = info.value
+    assert isinstance(error, hd.LaunchError)
+    assert (error.host, error.stage) == ("localhost", "announce")
+    assert "Unable to read host:port string from worker. Launch command exited with error?" in str(error)
+    assert info.value.pids == hd.workers()
+    assert len(info.value.pids) == 2
+    assert [hd.remotecall_fetch(hd.workers, pid) for pid in info.value.pids] == [info.value.pids] * 2
+
+
+def test_go_on_without_those_that_failed() -> None:
+    with pytest.warns(RuntimeWarning, match="localhost"):
+        pids = hd.addprocs(Flawed(3), on_failure="continue")
+    assert pids == hd.workers()
+    assert len(pids) == 2
+    with pytest.warns(RuntimeWarning, match="localhost"):
+        assert hd.addprocs(2, exename="/bin/false", on_failure="continue") == []
+
+
+def test_a_failed_launch_costs_its_pid_only() -> None:
+    (first,) = hd.addprocs(1)
+    with pytest.raises(hd.CompositeException):
+        hd.addprocs(1, exename="/bin/false")
+    assert hd.addprocs(1) == [first + 2]
+    with pytest.raises(hd.ProcessExitedException, match="never started"):
+        hd.remotecall_fetch(hd.myid, first + 1)
+    assert hd.remotecall_fetch(hd.workers, first) == [first, first + 2]
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "kind"),
+    [
+        ("echo some reason >&2; exit 3", "Unable to read host:port string from worker.", hd.LaunchError),
+        ("yes garbage | head -n 1100; sleep 60", "Unexpected output from worker launch command.", hd.LaunchError),
+        ("sleep 60", "Timed out waiting to read host:port string from worker.", hd.LaunchTimeout),
+    ],
+    ids=["ends", "chatters", "is silent"],
+)
+def test_a_command_that_does_not_announce_itself(
+    command: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch, code: str, text: str, kind: type[Exception]
+) -> None:
+    if kind is hd.LaunchTimeout:
+        monkeypatch.setenv("HYBRIDDIST_WORKER_TIMEOUT", "0.3")
+    with pytest.raises(hd.CompositeException) as info:
+        hd.addprocs(1, exename=command(code))
+    (error,) = info.value
+    assert type(error) is kind
+    assert text in str(error)
+    assert error.stage == "announce"
+    if kind is hd.LaunchError and "Unable" in text:
+        assert "exit code 3" in str(error)
+        assert error.stderr_tail == "some reason"
+
+
+def test_an_interpreter_without_the_package(command: Callable[[str], list[str]]) -> None:
+    """The command's own words say what is wrong."""
+    code = f"exec {shlex.quote(sys.executable)} -S -I -m hybriddist --worker"
+    with pytest.raises(hd.CompositeException) as info:
+        hd.addprocs(1, exename=command(code))
+    assert "No module named" in str(info.value)
+    assert "hybriddist" in info.value.exceptions[0].stderr_tail  # type: ignore[attr-defined]
+
+
+def test_an_interpreter_that_does_not_exist() -> None:
+    with pytest.raises(hd.CompositeException) as info:
+        hd.addprocs(1, exename="/no/such/python")
+    assert "/no/such/python" in str(info.value)
+
+
+# ---- time limits -------------------------------------------------------------------------------------------------
+
+
+class HalfSlow(hd.LocalManager):
+    """Its second worker is a command that never announces itself."""
+
+    def launch(self, params: Any, launched: Any, notify: Any) -> None:
+        one = hd.LocalManager(1)
+        one._context = self._context
+        one.launch(params, launched, notify)
+        poll_for(lambda: hd.nprocs() == 2)
+        one.launch({**params, "exename": ["/bin/sh", "-c", "exec sleep 60"]}, launched, notify)
+
+
+def test_time_limit_of_the_whole_call() -> None:
+    with pytest.raises(TimeoutError, match="did not finish within 1 seconds") as info:
+        hd.addprocs(HalfSlow(2), timeout=1)
+    assert isinstance(info.value, hd.LaunchTimeout)
+    assert info.value.pids == hd.workers()  # type: ignore[attr-defined]
+    assert hd.remotecall_fetch(hd.workers, hd.workers()[0]) == hd.workers()
+    assert hd.addprocs(1) == [hd.workers()[0] + 2]
+
+
+def test_a_manager_that_never_ends_is_left_behind() -> None:
+    class Endless(hd.LocalManager):
+        def launch(self, params: Any, launched: Any, notify: Any) -> None:
+            try:
+                while True:
+                    super().launch(params, launched, notify)
+                    time.sleep(0.05)
+            except hd.ClusterError as error:
+                told.append(error)
+                raise
+
+    told: list[Exception] = []
+    with pytest.raises(TimeoutError) as info:
+        hd.addprocs(Endless(1), timeout=0.5)
+    poll_for(lambda: told, what="notify raises when the call is over")
+    pids = info.value.pids  # type: ignore[attr-defined]
+    assert pids == hd.workers()
+    assert hd.remotecall_fetch(hd.myid, pids[-1]) == pids[-1]
+
+
+# ---- topology ----------------------------------------------------------------------------------------------------
+
+
+def test_topology_cannot_change_while_there_are_workers() -> None:
+    one, two = hd.addprocs(2, topology="master_worker")
+    with pytest.raises(hd.TopologyError, match="already exist"):
+        hd.addprocs(1, topology="all_to_all")
+    with pytest.raises(hd.RemoteException) as info:
+        hd.remotecall_fetch(hd.remotecall_fetch, two, hd.myid, one)
+    assert isinstance(info.value.__cause__, hd.TopologyError)
+    assert hd.remotecall_fetch(hd.remotecall_fetch, two, hd.myid, 1) == 1
+    hd.rmprocs(one, two)
+    three, four = hd.addprocs(2, topology="all_to_all")
+    assert hd.remotecall_fetch(hd.remotecall_fetch, four, hd.myid, three) == three
+
+
+def test_lazy_must_match() -> None:
+    (one,) = hd.addprocs(1, lazy=False)
+    with pytest.raises(ValueError, match="lazy=False already exist"):
+        hd.addprocs(1, lazy=True)
+    hd.rmprocs(one)
+    assert hd.addprocs(1, lazy=True) == [one + 1]
+
+
+# ---- shutdown ----------------------------------------------------------------------------------------------------
+
+
+def test_addprocs_after_shutdown(transport: str) -> None:
+    (last,) = hd.addprocs(1, transport=transport)
+    for _ in range(2):
+        hd.shutdown()
+        assert hd.workers() == [1]
+        assert (hd.nprocs(), hd.myid()) == (1, 1)
+        last += 1
+        assert hd.addprocs(1, transport=transport) == [last]
+        assert hd.remotecall_fetch(hd.myid, last) == last
+    with pytest.raises(hd.ProcessExitedException):
+        hd.remotecall_fetch(hd.myid, last - 1)
+    hd.shutdown()
+    hd.shutdown()
+
+
+def test_shutdown_during_addprocs_ends_it() -> None:
+    slow, ends = threading.Event(), []
+
+    class Slow(HalfSlow):
+        def launch(self, params: Any, launched: Any, notify: Any) -> None:
+            super().launch(params, launched, notify)
+            slow.set()
+
+    def add() -> None:
+        try:
+            hd.addprocs(Slow(2))
+        except Exception as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    assert slow.wait(30)
+    hd.shutdown()
+    thread.join(30)
+    assert [type(error) for error in ends] == [hd.ClusterError]
+    assert hd.workers() == [1]

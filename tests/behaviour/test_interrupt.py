@@ -1,0 +1,211 @@
+"""interrupt: Ctrl-C for the calls of workers, and for nothing else."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+import hybriddist as hd
+from tests.helpers.polling import poll_for
+
+pytestmark = pytest.mark.leaks_by_module
+
+LONG = 60.0
+"""Seconds that an uninterrupted call would take; each test is over long before."""
+
+
+def sleep(mark: Any) -> str:
+    import time
+
+    mark.put("begun")
+    time.sleep(60)
+    return "slept"
+
+
+def compute(mark: Any) -> str:
+    mark.put("begun")
+    for _ in range(10**12):
+        pass
+    return "computed"
+
+
+def wait_for_another(mark: Any) -> Any:
+    import hybriddist as hd
+
+    mark.put("begun")
+    return hd.Future(1).fetch()
+
+
+def begin(work: Any, pid: int) -> hd.Future:
+    """Start ``work`` on ``pid``; returns when it has begun."""
+    mark = hd.Future()
+    call = hd.remotecall(work, pid, mark)
+    assert mark.fetch(timeout=20) == "begun"
+    return call
+
+
+def assert_interrupted(call: hd.Future, pid: int) -> None:
+    with pytest.raises(hd.RemoteException) as info:
+        call.fetch(timeout=20)
+    assert info.value.pid == pid
+    assert isinstance(info.value.__cause__, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("work", [sleep, compute, wait_for_another])
+def test_a_busy_call_ends(cluster: list[int], work: Any) -> None:
+    pid = cluster[0]
+    for _ in range(2):  # and the worker goes on
+        call = begin(work, pid)
+        hd.interrupt(pid)
+        assert_interrupted(call, pid)
+        assert hd.remotecall_fetch(abs, pid, -7) == 7
+    assert hd.workers() == cluster
+
+
+def test_a_fetching_caller_hears_of_it(cluster: list[int]) -> None:
+    import threading
+
+    pid = cluster[0]
+    mark = hd.Future()
+    thread = threading.Thread(target=lambda: (mark.fetch(timeout=20), hd.interrupt(pid)))
+    thread.start()
+    with pytest.raises(hd.RemoteException) as info:
+        hd.remotecall_fetch(sleep, pid, mark)
+    assert isinstance(info.value.__cause__, KeyboardInterrupt)
+    thread.join(20)
+
+
+def test_an_idle_worker_does_not_notice(cluster: list[int]) -> None:
+    for _ in range(3):
+        hd.interrupt(cluster[0])
+        hd.interrupt()
+        assert [hd.remotecall_fetch(hd.myid, pid) for pid in cluster] == cluster
+
+
+def test_an_interrupt_is_not_kept_for_the_next_call(cluster: list[int]) -> None:
+    hd.interrupt(cluster[0])
+    assert [hd.remotecall_fetch(lambda n: sum(range(n)), cluster[0], 1000) for _ in range(100)] == [499500] * 100
+
+
+def test_a_fresh_worker_does_not_notice(transport: str, cluster: list[int]) -> None:
+    pids = hd.addprocs(2, transport=transport)
+    hd.interrupt(pids)
+    assert [hd.remotecall_fetch(hd.myid, pid) for pid in pids] == pids
+    hd.rmprocs(pids)
+
+
+def test_all_of_them(cluster: list[int]) -> None:
+    calls = {pid: begin(sleep, pid) for pid in cluster}
+    hd.interrupt()
+    for pid, call in calls.items():
+        assert_interrupted(call, pid)
+
+
+def test_only_those_that_are_named(cluster: list[int]) -> None:
+    one, two, three = cluster
+    calls = {pid: begin(sleep, pid) for pid in cluster}
+    hd.interrupt([one], two)
+    assert_interrupted(calls[one], one)
+    assert_interrupted(calls[two], two)
+    with pytest.raises(TimeoutError):
+        calls[three].fetch(timeout=0.05)
+    hd.interrupt(three)
+    assert_interrupted(calls[three], three)
+
+
+def test_calls_on_several_threads_of_a_worker(cluster: list[int]) -> None:
+    """The first call holds the main thread; a computing one on another thread is reached as well."""
+    pid = cluster[1]
+    calls = [begin(sleep, pid), begin(compute, pid)]
+    hd.interrupt(pid)
+    for call in calls:
+        assert_interrupted(call, pid)
+    assert hd.remotecall_fetch(abs, pid, -7) == 7
+
+
+def test_finished_results_are_untouched(cluster: list[int]) -> None:
+    pid = cluster[0]
+    done = hd.remotecall_wait(abs, pid, -7)
+    call = begin(sleep, pid)
+    hd.interrupt(pid)
+    assert_interrupted(call, pid)
+    assert done.fetch() == 7
+
+
+def test_a_call_that_wants_to_go_on(cluster: list[int]) -> None:
+    """Whoever catches the interrupt goes on; the next one may end it."""
+
+    def stubborn(mark: Any, again: Any) -> str:
+        import time
+
+        try:
+            mark.put("begun")
+            time.sleep(60)
+        except KeyboardInterrupt:
+            again.put("once")
+        time.sleep(60)
+        return "slept"
+
+    again = hd.Future()
+    mark = hd.Future()
+    call = hd.remotecall(stubborn, cluster[0], mark, again)
+    assert mark.fetch(timeout=20) == "begun"
+    hd.interrupt(cluster[0])
+    assert again.fetch(timeout=20) == "once"
+    hd.interrupt(cluster[0])
+    assert_interrupted(call, cluster[0])
+
+
+def test_calls_between_workers_are_not_broken(cluster: list[int]) -> None:
+    """The one that waits is interrupted; the other, which works for it, is not."""
+    one, two, _ = cluster
+
+    def through(mark: Any, other: int) -> Any:
+        import time
+
+        import hybriddist as hd
+
+        mark.put("begun")
+        return hd.remotecall_fetch(time.sleep, other, 60)
+
+    mark = hd.Future()
+    call = hd.remotecall(through, one, mark, two)
+    assert mark.fetch(timeout=20) == "begun"
+    hd.interrupt(one)
+    assert_interrupted(call, one)
+    assert hd.remotecall_fetch(hd.remotecall_fetch, one, hd.myid, two) == two
+    hd.interrupt(two)
+    assert hd.remotecall_fetch(hd.myid, two) == two
+
+
+def test_many_in_a_row_lose_nothing(cluster: list[int]) -> None:
+    """At whatever moment they come, every call has one outcome, and the worker stays."""
+    pid = cluster[2]
+    outcomes = {"value": 0, "interrupt": 0}
+    end = time.monotonic() + 1.0
+    calls: list[hd.Future] = []
+    while time.monotonic() < end:
+        calls += [hd.remotecall(lambda n: sum(range(n)), pid, 2000) for _ in range(20)]
+        hd.interrupt(pid)
+    for call in calls:
+        try:
+            assert call.fetch(timeout=20) == 1999000
+            outcomes["value"] += 1
+        except hd.RemoteException as error:
+            assert isinstance(error.__cause__, KeyboardInterrupt)
+            outcomes["interrupt"] += 1
+    assert sum(outcomes.values()) == len(calls)
+    assert outcomes["value"] > 0
+    assert poll_for(lambda: hd.remotecall_fetch(abs, pid, -7)) == 7
+    assert hd.workers() == cluster
+
+
+def test_whom_there_is_to_interrupt(cluster: list[int]) -> None:
+    with pytest.raises(hd.NoSuchProcessError):
+        hd.interrupt(999)
+    with pytest.raises(hd.ClusterError, match="process 1 is not a worker"):
+        hd.interrupt(1)
+    with pytest.raises(hd.RemoteException, match="Only process 1 can interrupt"):
+        hd.remotecall_fetch(hd.interrupt, cluster[0])
