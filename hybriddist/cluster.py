@@ -1,6 +1,6 @@
-"""The cluster as its users see it: adding and removing workers, and who is there.
+"""The cluster as its driver sees it: adding and removing workers.
 
-Only process 1 can add and remove workers; every process can ask who is there. What this module does not know: what
+Only process 1 can. What every process can ask is in ``listing.py``. What this module does not know: what
 is kept of workers, how they are brought in and removed (``managers``), and how processes speak with each other
 (``runtime``).
 """
@@ -198,50 +198,6 @@ def interrupt(*pids: Any) -> None:
         config, manager = cluster.configs.get(pid), cluster.managers.get(pid)
         if config is not None and manager is not None:
             manager.manage(pid, config, "interrupt")
-
-
-def nprocs() -> int:
-    """How many processes the cluster has, this one's driver included."""
-    return current().membership.nprocs()
-
-
-def nworkers() -> int:
-    """How many workers the cluster has; 1 if there is only the driver, which then is the worker."""
-    return current().membership.nworkers()
-
-
-def procs(pid: int | None = None) -> list[int]:
-    """All pids, sorted; with ``pid`` those on its node."""
-    membership = current().membership
-    return membership.procs() if pid is None else membership.procs_on_node(pid)
-
-
-def workers() -> list[int]:
-    """The pids of the workers, sorted; ``[1]`` if there are none."""
-    return current().membership.workers()
-
-
-def myid() -> int:
-    """The pid of this process."""
-    return current().pid
-
-
-def procs_on_node(pid: int | None = None) -> list[int]:
-    """The processes that can share memory with ``pid`` (default: this one), itself included, sorted."""
-    process = current()
-    return process.membership.procs_on_node(process.pid if pid is None else pid)
-
-
-def nodes() -> list[list[int]]:
-    """The pids of each node, sorted."""
-    return current().membership.nodes()
-
-
-def path_to(pid: int) -> str:
-    """The path a message from here to ``pid`` takes now: "self", "shm", "tcp"; connects if that was not done yet."""
-    process = current()
-    process.membership.require(pid)
-    return "self" if pid == process.pid else process.peer(pid).transport.scheme
 
 
 def cluster_cookie(cookie: str | None = None) -> str:

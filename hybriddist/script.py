@@ -28,7 +28,7 @@ from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any, Final, Literal
 
-from hybriddist import calls, cluster
+from hybriddist import calls, cluster, listing
 from hybriddist.core.mainspace import namespace
 from hybriddist.errors import CompositeException, HybridDistError
 from hybriddist.runtime.start import empty_main
@@ -229,7 +229,7 @@ def _start_workers(count: int | None) -> None:
 
 def _load_everywhere(source: bytes, path: str) -> None:
     load_source(source, path)
-    running = [calls.remotecall(load_source, pid, source, path) for pid in cluster.workers() if pid != cluster.myid()]
+    running = [calls.remotecall(load_source, pid, source, path) for pid in listing.workers() if pid != listing.myid()]
     failures = []
     for future in running:
         try:
@@ -272,7 +272,7 @@ def _interact(main: dict[str, Any]) -> None:
         except Exception as error:
             _show(error)
     main["hd"] = hybriddist
-    count = len([pid for pid in cluster.workers() if pid != cluster.myid()])
+    count = len([pid for pid in listing.workers() if pid != listing.myid()])
     version = ".".join(map(str, sys.version_info[:3]))
     banner = f"hybriddist {hybriddist.__version__} as hd, Python {version}, {count} worker{'s' * (count != 1)}"
     code.interact(banner, local=main, exitmsg="")

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hybriddist import limits
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """Settings of one process, in seconds."""
 
     worker_timeout_seconds: float = limits.WORKER_TIMEOUT_SECONDS

@@ -22,8 +22,8 @@ FLOORS = [
     {"transport", "memory", "greeting"},
     {"shm", "net"},
     {"runtime"},
-    {"managers", "cluster"},
-    {"future", "channel", "calls", "everywhere", "pools", "pmap", "outcomes", "progress", "loops", "arrays"},
+    {"managers", "cluster", "listing"},
+    {"future", "channel", "calls", "everywhere", "pools", "maps", "outcomes", "progress", "loops", "arrays"},
     {"", "__main__", "script", "testing", "pytest_plugin"},
 ]
 """From the ground up: the first part of a module's name below the package; "" is the package's own `__init__`."""
@@ -154,7 +154,7 @@ def test_an_import_that_points_up_is_found(module: str, text: str) -> None:
         ("hybriddist.core.frames", "from hybriddist import limits"),
         ("hybriddist.core.frames", "from .. import limits"),
         ("hybriddist.shm.ring", "from hybriddist.shm import segment"),
-        ("hybriddist.pmap", "import hybriddist.cluster"),
+        ("hybriddist.maps", "import hybriddist.cluster"),
         ("hybriddist.errors", "import os\nfrom hybriddistant import anything"),
     ],
 )
@@ -164,8 +164,8 @@ def test_an_import_that_points_down_is_not(module: str, text: str) -> None:
 
 def test_a_circle_within_a_floor_is_found() -> None:
     texts = {
-        "hybriddist.pools": "from hybriddist import pmap",
-        "hybriddist.pmap": "def f():\n    from hybriddist.future import Future",
+        "hybriddist.pools": "from hybriddist import maps",
+        "hybriddist.maps": "def f():\n    from hybriddist.future import Future",
         "hybriddist.future": "import hybriddist.pools",
     }
     assert [text.partition(":")[0] for text in violations(texts)] == ["imports in a circle"]

@@ -167,3 +167,22 @@ def test_every_public_name_is_documented() -> None:
 def test_every_module_says_what_it_is_for() -> None:
     missing = [name for name, tree in TREES.items() if TEXTS[name].strip() and not ast.get_docstring(tree)]
     assert missing == []
+
+
+def test_public_names_are_found_where_they_are_said_to_be() -> None:
+    import hybriddist
+
+    promised = {name for names in hybriddist._HOMES.values() for name in names}
+    assert promised == set(hybriddist.__all__)
+    assert promised <= set(dir(hybriddist))
+    for name in promised:
+        assert getattr(hybriddist, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        hybriddist.nonsense  # noqa: B018
+
+
+def test_no_module_stands_in_the_place_of_a_public_name() -> None:
+    import hybriddist
+
+    modules = {path.stem for path in PACKAGE.glob("*.py")} | {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    assert modules.isdisjoint(hybriddist.__all__)

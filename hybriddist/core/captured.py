@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import os
 import pickle
-import traceback
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import hybriddist.errors
 from hybriddist.core import payload
 from hybriddist.core.dismantle import StandIn, headline, message, put_together, shorten, take_apart
 from hybriddist.errors import DeserializeError, RemoteException, SerializeError
 from hybriddist.transport import Buffer
+
+if TYPE_CHECKING:
+    import traceback
 
 _OUR_FOLDER: Final = os.path.dirname(os.path.abspath(hybriddist.errors.__file__)) + os.sep
 
@@ -40,7 +42,7 @@ class CapturedException:
 
     def __str__(self) -> str:
         # A RemoteException inside is from a further process, and says so itself.
-        text = message(self.ex) if isinstance(self.ex, RemoteException | StandIn) else headline(self.ex)
+        text = message(self.ex) if isinstance(self.ex, RemoteException | StandIn) else shorten(headline(self.ex))
         return f"{text}\n\n{self.traceback_text}" if self.traceback_text else text
 
     def __repr__(self) -> str:
@@ -88,6 +90,8 @@ def _load_nested(body: Buffer, buffers: list[Buffer]) -> CapturedException:
 
 def _format(exception: BaseException) -> str:
     """The traceback as Python prints it, without the frames by which this library came to call the user's code."""
+    import traceback  # 3 ms of a worker's start
+
     try:
         if isinstance(exception, RemoteException):
             # Its text holds the first capture. What is new is only where it passed through.

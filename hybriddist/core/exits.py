@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal as signals
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from hybriddist.errors import ProcessExitedException
 
 
-@dataclass(frozen=True, slots=True)
-class ExitReason:
+class ExitReason(NamedTuple):
     """The end of a process.
 
     Attributes:
@@ -41,7 +40,7 @@ class ExitReason:
             return cls(f"killed by signal {signal} ({_name(signal)})", None, signal, stderr_tail)
         if exitcode is not None:
             return cls(f"it exited with code {exitcode}", exitcode, None, stderr_tail)
-        return replace(cls.lost(), stderr_tail=stderr_tail)
+        return cls.lost()._replace(stderr_tail=stderr_tail)
 
     def or_better(self, earlier: ExitReason) -> ExitReason:
         """The one of two reasons that knows more; the earlier one if they know the same."""

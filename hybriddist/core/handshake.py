@@ -35,7 +35,7 @@ versions can always tell each other which they are.
 from __future__ import annotations
 
 import hmac
-import secrets
+import os
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -111,7 +111,7 @@ class Handshake:
     ) -> None:
         if not isinstance(cookie, str):
             raise TypeError(f"the cookie must be a str, not {type(cookie).__name__}")
-        nonce = secrets.token_bytes(NONCE_BYTES) if nonce is None else nonce
+        nonce = os.urandom(NONCE_BYTES) if nonce is None else nonce
         if len(nonce) != NONCE_BYTES:
             raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
         self.role = role

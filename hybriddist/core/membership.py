@@ -20,7 +20,6 @@ What this module does not know: connections, messages, threads. The caller holds
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
@@ -55,7 +54,6 @@ _NEXT: Final[dict[State, frozenset[State]]] = {
 }
 
 
-@dataclass(slots=True)
 class Member:
     """One process of the cluster.
 
@@ -71,18 +69,48 @@ class Member:
         state: changed by `Membership` only.
     """
 
-    pid: int
-    ospid: int = 0
-    host: str = ""
-    addresses: list[str] = field(default_factory=list)
-    node: int = 0
-    transport: str = "auto"
-    ident: Any = None
-    connect_idents: list[Any] | None = None
-    state: State = State.LAUNCHING
+    __slots__ = (
+        "addresses", "connect_idents", "host", "ident", "node", "ospid", "pid", "state", "transport",
+    )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        self.node = self.node or self.pid
+    def __init__(
+        self,
+        pid: int,
+        ospid: int = 0,
+        host: str = "",
+        addresses: list[str] | None = None,
+        node: int = 0,
+        transport: str = "auto",
+        ident: Any = None,
+        connect_idents: list[Any] | None = None,
+        state: State = State.LAUNCHING,
+    ) -> None:
+        self.pid = pid
+        self.ospid = ospid
+        self.host = host
+        self.addresses = [] if addresses is None else addresses
+        self.node = node or pid
+        self.transport = transport
+        self.ident = ident
+        self.connect_idents = connect_idents
+        self.state = state
+
+    def values(self) -> dict[str, Any]:
+        """All attributes by name, as plain data."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        # Lists of their own: the snapshot is pickled later, when the member may have changed.
+        values["addresses"] = list(self.addresses)
+        values["connect_idents"] = None if self.connect_idents is None else list(self.connect_idents)
+        values["state"] = str(self.state)
+        return values
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Member) and other.values() == self.values()
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __repr__(self) -> str:
+        return f"Member({', '.join(f'{name}={value!r}' for name, value in self.values().items())})"
 
 
 class Membership:
@@ -285,7 +313,7 @@ class Membership:
         return {
             "topology": str(self.topology),
             "lazy": self.lazy,
-            "members": [asdict(member) | {"state": str(member.state)} for member in self.members()],
+            "members": [member.values() for member in self.members()],
             "gone": {pid: (reason.text, reason.exitcode, reason.signal) for pid, reason in self._gone.items()},
         }
 

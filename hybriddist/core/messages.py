@@ -1,6 +1,6 @@
 """The messages that processes exchange, and their bytes.
 
-A message is a dataclass or a named tuple; its head is a fixed header, known by the first byte, followed by a body. The
+A message is a named tuple; its head is a fixed header, known by the first byte, followed by a body. The
 header is readable without the body, so that a call whose body cannot be unpickled can still be answered::
 
     byte   0      1      2 ...                       n ...
@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
 from hybriddist.errors import RemoteProtocolError
 from hybriddist.transport import Buffer, Frame
 
-# What every call passes through: named tuples made by the tuple's own constructor, and methods bound once. A dataclass
-# takes twice the time.
+# Every call passes through here: methods bound once.
 _CALL: Final = struct.Struct("<BBHIqqq")
 _RESULT: Final = struct.Struct("<BBHIq")
+_SHORT: Final = struct.Struct("<BBHI")
+_CHANGE: Final = struct.Struct("<qqqq")
 _pack_call: Final = _CALL.pack
 _unpack_call: Final = _CALL.unpack_from
 _pack_result: Final = _RESULT.pack
@@ -144,148 +144,136 @@ class Request(NamedTuple):
         return Request(call_id, operation, whence, id_, head[32:], buffers)
 
 
-@dataclass(slots=True)
-class Define:
+class Define(NamedTuple):
     """The function that later calls on this connection name by ``key`` (1 and above). The body is its pickle."""
-
-    KIND: ClassVar[int] = 4
-    HEADER: ClassVar[struct.Struct] = struct.Struct("<BBHI")
 
     key: int
     body: Buffer
     buffers: Sequence[Buffer] = ()
 
     def encode(self) -> bytes:
-        return self.HEADER.pack(4, 0, 0, self.key) + self.body
+        return _SHORT.pack(4, 0, 0, self.key) + self.body
 
-    @classmethod
-    def decode(cls, frame: Frame) -> Define:
-        _, _, _, key = cls.HEADER.unpack_from(frame.head)
-        return cls(key, frame.head[8:], frame.buffers)
-
-
-class _Numbered:
-    """A message that is only a number."""
-
-    __slots__ = ()
-    HEADER: ClassVar[struct.Struct] = struct.Struct("<BBHIq")
+    @staticmethod
+    def decode(frame: Frame) -> Define:
+        head, buffers = frame
+        return Define(_SHORT.unpack_from(head)[3], head[8:], buffers)
 
 
-@dataclass(slots=True)
-class Forget(_Numbered):
+class Forget(NamedTuple):
     """The function of ``key`` will not be called any more."""
-
-    KIND: ClassVar[int] = 5
 
     key: int
 
     def encode(self) -> bytes:
-        return self.HEADER.pack(5, 0, 0, 0, self.key)
+        return _RESULT.pack(5, 0, 0, 0, self.key)
 
-    @classmethod
-    def decode(cls, frame: Frame) -> Forget:
-        return cls(cls.HEADER.unpack_from(frame.head)[4])
+    @staticmethod
+    def decode(frame: Frame) -> Forget:
+        return Forget(_RESULT.unpack_from(frame.head)[4])
 
 
-@dataclass(slots=True)
-class Started(_Numbered):
+class Started(NamedTuple):
     """A call of a message with several (mode EACH) begins out of its turn."""
-
-    KIND: ClassVar[int] = 6
 
     call_id: int
 
     def encode(self) -> bytes:
-        return self.HEADER.pack(6, 0, 0, 0, self.call_id)
+        return _RESULT.pack(6, 0, 0, 0, self.call_id)
 
-    @classmethod
-    def decode(cls, frame: Frame) -> Started:
-        return cls(cls.HEADER.unpack_from(frame.head)[4])
+    @staticmethod
+    def decode(frame: Frame) -> Started:
+        return Started(_RESULT.unpack_from(frame.head)[4])
 
 
-@dataclass(slots=True)
-class Claims:
+class Claims(NamedTuple):
     """Changes of who holds references of the receiving process.
 
-    ``changes``: tuples (whence, id, pid, delta): process ``pid`` holds ``delta`` more claims on the reference.
+    ``changes``: tuples (whence, id, edge, delta): ``delta`` more claims on the reference, on that edge from a giver to
+    a receiver (``core/references.py``).
     """
-
-    KIND: ClassVar[int] = 7
-    HEADER: ClassVar[struct.Struct] = struct.Struct("<BBHI")
-    CHANGE: ClassVar[struct.Struct] = struct.Struct("<qqqq")
 
     changes: Sequence[tuple[int, int, int, int]]
 
     def encode(self) -> bytes:
-        pack = self.CHANGE.pack
-        return self.HEADER.pack(7, 0, 0, len(self.changes)) + b"".join([pack(*change) for change in self.changes])
+        pack = _CHANGE.pack
+        return _SHORT.pack(7, 0, 0, len(self.changes)) + b"".join([pack(*change) for change in self.changes])
 
-    @classmethod
-    def decode(cls, frame: Frame) -> Claims:
-        _, _, _, count = cls.HEADER.unpack_from(frame.head)
+    @staticmethod
+    def decode(frame: Frame) -> Claims:
+        _, _, _, count = _SHORT.unpack_from(frame.head)
         body = memoryview(frame.head)[8:]
-        if len(body) != count * cls.CHANGE.size:
+        if len(body) != count * _CHANGE.size:
             raise RemoteProtocolError(f"a Claims message of {len(body)} bytes declares {count} changes")
-        return cls([(whence, id_, pid, delta) for whence, id_, pid, delta in cls.CHANGE.iter_unpack(body)])
+        return Claims([(whence, id_, edge, delta) for whence, id_, edge, delta in _CHANGE.iter_unpack(body)])
 
 
-@dataclass(slots=True)
-class _Control:
-    """A message of the control plane. Its body is the pickle of a dict, read only after the peer's proof."""
-
-    KIND: ClassVar[int]
-    HEADER: ClassVar[struct.Struct] = struct.Struct("<BBHI")
-
+class _Content(NamedTuple):
     body: Buffer = b""
     buffers: Sequence[Buffer] = ()
 
+
+class _Control(_Content):
+    """A message of the control plane. Its body is the pickle of a dict, read only after the peer's proof."""
+
+    __slots__ = ()
+    KIND: ClassVar[int]
+
     def encode(self) -> bytes:
-        return self.HEADER.pack(self.KIND, 0, 0, 0) + self.body
+        return _SHORT.pack(self.KIND, 0, 0, 0) + self.body
 
     @classmethod
     def decode(cls, frame: Frame) -> Self:
+        _SHORT.unpack_from(frame.head)
         return cls(frame.head[8:], frame.buffers)
 
 
 class Join(_Control):
     """The driver's first message to a worker: its pid, the members, the cluster's settings."""
 
+    __slots__ = ()
     KIND = 16
 
 
 class Joined(_Control):
     """The worker's answer: what the driver wants to know of its process."""
 
+    __slots__ = ()
     KIND = 17
 
 
 class Identify(_Control):
     """The first message on a connection between workers: who connects."""
 
+    __slots__ = ()
     KIND = 18
 
 
 class Members(_Control):
     """From the driver: the processes of the cluster as they are now."""
 
+    __slots__ = ()
     KIND = 19
 
 
 class Left(_Control):
     """From the driver: a process is gone, and why."""
 
+    __slots__ = ()
     KIND = 20
 
 
 class Leave(_Control):
     """From the driver: finish and exit."""
 
+    __slots__ = ()
     KIND = 21
 
 
 class Heartbeat(_Control):
     """A sign of life on an idle connection between nodes."""
 
+    __slots__ = ()
     KIND = 22
 
 
@@ -294,16 +282,17 @@ Message = (
     | Join | Joined | Identify | Members | Left | Leave | Heartbeat
 )  # fmt: skip
 
-_RARE = (
-    Define, Forget, Started, Claims,
-    Join, Joined, Identify, Members, Left, Leave, Heartbeat,
-)  # fmt: skip
+_CONTROL: Final = (Join, Joined, Identify, Members, Left, Leave, Heartbeat)
 
 _DECODERS: Final[dict[int, Callable[[Frame], Message]]] = {
     1: Call.decode,
     2: Result.decode,
     3: Request.decode,
-    **{cls.KIND: cls.decode for cls in _RARE},
+    4: Define.decode,
+    5: Forget.decode,
+    6: Started.decode,
+    7: Claims.decode,
+    **{cls.KIND: cls.decode for cls in _CONTROL},
 }
 
 

@@ -21,7 +21,6 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from hybriddist.core import payload
@@ -219,12 +218,12 @@ class Cluster:
             return ExitReason.removed() if expected else ExitReason.lost()
         reason = ExitReason.ended(status.exitcode, status.signal)
         if expected:
-            return replace(reason, text=f"it was removed ({reason.text})")
+            return reason._replace(text=f"it was removed ({reason.text})")
         output = output_of(config)
         if output is None:
             return reason
         self.output.drain(output, _LAST_LINES_SECONDS)
-        return replace(reason, stderr_tail=output.stderr_tail())
+        return reason._replace(stderr_tail=output.stderr_tail())
 
     # ---- the end ----------------------------------------------------------------------------------------------
 

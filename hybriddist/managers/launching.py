@@ -57,6 +57,7 @@ class Launch:
         self._pids: list[int] = []
         self._failures: list[tuple[int, Exception]] = []
         self._probe: Any = None
+        self._probe_made = threading.Event()
 
     def run(self) -> list[int]:
         """Launch and join; the new pids, sorted.
@@ -66,9 +67,11 @@ class Launch:
             TimeoutError: the overall time limit came; ``.pids`` has those that joined.
             ClusterError: the cluster was shut down meanwhile.
         """
-        self._probe = self._cluster.create_probe()
         try:
             self._cluster.process.spawn(self._launch, "hybriddist-launch")
+            # Meanwhile the first process starts: what shared memory needs here is imported in its shadow.
+            self._probe = self._cluster.create_probe()
+            self._probe_made.set()
             with self._changed:
                 self._changed.wait_for(lambda: self._given_up or self._settled(), self._deadline.remaining())
             return self._conclude()
@@ -150,6 +153,7 @@ class Launch:
                 addresses, self._params.get("transport", "auto"), cluster.process.cookie, deadline
             )
             stage = "join"
+            self._probe_made.wait(deadline.remaining())
             cluster.join(pid, config, transport, self._probe, deadline)
         except Exception as error:
             failure = _launch_error(error, name, stage)

@@ -16,7 +16,7 @@ import os
 import secrets
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, Final
@@ -196,7 +196,7 @@ class LocalManager(ClusterManager):
     def _start(self, launch: _Launch, context: LocalContext) -> WorkerConfig:
         if launch.options.cwd is not None and not os.path.isdir(launch.options.cwd):
             raise LaunchError(f"the workers' directory {launch.options.cwd!r} does not exist")
-        options = replace(launch.options)
+        options = launch.options.changed()
         if context.socket_directory is not None:
             options.unix_path = os.path.join(context.socket_directory, secrets.token_hex(8))
         config = WorkerConfig()

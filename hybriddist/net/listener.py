@@ -12,7 +12,6 @@ gives that up, accepts, and hangs up at once. The peer sees an end instead of a 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket
 import time
@@ -21,8 +20,6 @@ from typing import Final
 from hybriddist.errors import ConnectError
 from hybriddist.net.address import LOOPBACK, MAX_PORT
 from hybriddist.net.socket import BACKLOG, address_of, listen, out_of_resources, tune
-
-_logger: Final = logging.getLogger(__name__)
 
 _BACK_OFF_SECONDS: Final = 0.01
 """Pause when not even the reserve helps; keeps the caller's loop from spinning, too short to be noticed elsewhere."""
@@ -102,7 +99,11 @@ class TcpListener:
     def _hang_up(self, error: OSError) -> None:
         if not self._short_of_resources:
             self._short_of_resources = True  # Said once, until accepting works again.
-            _logger.warning("cannot accept connections on %s: %s; they are dropped", self.address, error.strerror)
+            import logging  # 6 ms, and descriptors rarely run out
+
+            logging.getLogger(__name__).warning(
+                "cannot accept connections on %s: %s; they are dropped", self.address, error.strerror
+            )
         had_reserve = self._give_up_reserve()
         try:
             sock, _ = self._sock.accept()

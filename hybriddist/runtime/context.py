@@ -29,8 +29,8 @@ def known() -> Process | None:
     return _of_this_context.get() or _default.process
 
 
-def become(process: Process) -> None:
-    """Make ``process`` the interpreter's own."""
+def become(process: Process | None) -> None:
+    """Make ``process`` the interpreter's own; None: it has none any more."""
     _default.process = process
 
 

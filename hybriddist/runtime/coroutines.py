@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
+    from concurrent.futures import Future
 
 _CLOSE_SECONDS = 1.0
 """For coroutines to end when they are cancelled."""
@@ -29,6 +29,7 @@ class Coroutines:
         self._spawn = spawn
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = False
         self._thread: threading.Thread | None = None
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
@@ -56,6 +57,7 @@ class Coroutines:
 
     def close(self) -> None:
         """Cancel what is under way and end the thread."""
+        self._closing = True
         if self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             if self._thread is not threading.current_thread():
@@ -68,7 +70,11 @@ class Coroutines:
         assert loop is not None
         asyncio.set_event_loop(loop)
         try:
-            loop.run_forever()
+            while not self._closing:
+                try:
+                    loop.run_forever()
+                except (SystemExit, KeyboardInterrupt):
+                    pass  # of one coroutine, whose future has it; the others go on
             tasks = asyncio.all_tasks(loop)
             for task in tasks:
                 task.cancel()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import traceback
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
@@ -62,6 +61,8 @@ class Executor:
             work()
         except BaseException:  # our own bug, or an interrupt at a bad moment; the thread has to go on
             print("hybriddist: internal error while running a call", file=sys.stderr)
+            import traceback  # 3 ms of a worker's start
+
             traceback.print_exc()
 
     def submit(self, work: Callable[[], None]) -> None:

@@ -17,7 +17,6 @@ import contextlib
 import fcntl
 import os
 import stat
-import tempfile
 import time
 from typing import Final
 
@@ -39,6 +38,8 @@ class Folder:
     """
 
     def __init__(self) -> None:
+        import tempfile  # 5 ms, and only the driver needs it
+
         while True:
             self.path = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_root())
             self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -85,6 +86,8 @@ def leave_folder(folder: str) -> None:
 
 def _root() -> str:
     """The temporary directory, unless the path of a socket in it would be too long for the system."""
+    import tempfile
+
     root = tempfile.gettempdir()
     return root if len(os.fsencode(root)) <= _MAX_ROOT_BYTES else "/tmp"
 

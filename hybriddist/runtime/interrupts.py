@@ -9,7 +9,10 @@ it knows::
        ▲               │ first known: exposed               the interrupt is raised at once
                                  ▲ │ first known: shielded  it is noted, and delivered when the function leaves
 
-This costs nothing while no signal comes: no flag is set on the fast path, only `pending` is looked at on leaving.
+This costs nothing while no signal comes: no flag is set on the fast path, only `pending` is looked at on leaving. A
+signal that strikes after that look, on the last steps of a shielded function, would be forgotten (one in a hundred,
+when a call is interrupted just as it begins to wait). So while one is pending a helper thread repeats the signal every
+few milliseconds. What was meant for one call is not delivered to the next: the exposed frame is remembered.
 
 What this module does not know: which functions those are (the caller names them) and what a process does with an
 interrupt nobody is there for.
@@ -21,9 +24,13 @@ import signal
 import sys
 import threading
 from _signal import getsignal  # type: ignore[import-not-found]  # without the conversion to an enum, which costs 3 µs a call
+from _thread import start_new_thread
 from collections.abc import Callable, Iterable
+from time import sleep
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, Final
+
+_REPEAT_SECONDS: Final = 0.003
 
 
 class InterruptGuard:
@@ -49,8 +56,13 @@ class InterruptGuard:
         self._ignore_unless_exposed = ignore_unless_exposed
         self._also = also
         self._previous: Any = None
-        self._main = threading.main_thread().ident
+        self._main = threading.main_thread().ident or 0
         self.pending = False
+        self._struck: FrameType | None = None
+        """The exposed frame that is meant by the pending interrupt; None on a driver, where it is the whole program."""
+        self._repeated = False
+        """The next signal is the helper thread's."""
+        self._telling_others = False
 
     def install(self) -> bool:
         """Take SIGINT over, on the main thread; False on any other thread, or if the program ignores SIGINT."""
@@ -81,20 +93,66 @@ class InterruptGuard:
 
         Inside another shielded function it stays deferred, until that one leaves.
         """
-        if threading.get_ident() == self._main and not self._must_wait(sys._getframe(2)):
-            self.pending = False
-            self._previous(signal.SIGINT, None)
+        if threading.get_ident() == self._main:
+            frame = sys._getframe(2)
+            if self._is_obsolete(frame):
+                self._forget()
+            elif not self._must_wait(frame):
+                self._forget()
+                self._previous(signal.SIGINT, None)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        repeated, self._repeated = self._repeated, False
+        if repeated and (not self.pending or self._is_obsolete(frame)):
+            self._forget()
+            return
         if self._ignore_unless_exposed:
-            if self._also is not None:
-                self._also()
-            if not self._inside_user_code(frame):
+            if not repeated:
+                self._tell_others()
+            if self._exposed_frame(frame) is None:
                 return
-        if self._must_wait(frame):
-            self.pending = True
-        else:
+        if not self._must_wait(frame):
+            self._forget()
             self._previous(signum, frame)
+        elif not self.pending:
+            self._struck = self._exposed_frame(frame) if self._ignore_unless_exposed else None
+            self.pending = True
+            # Not `Thread`, which takes locks that the interrupted code may hold.
+            start_new_thread(self._repeat, ())
+
+    def _tell_others(self) -> None:
+        if self._also is not None and not self._telling_others:  # a second signal may strike in here
+            self._telling_others = True
+            try:
+                self._also()
+            finally:
+                self._telling_others = False
+
+    def _repeat(self) -> None:
+        """On a helper thread: repeat the signal until it has been delivered or is obsolete."""
+        while True:
+            sleep(_REPEAT_SECONDS)
+            if not self.pending:
+                return
+            if getsignal(signal.SIGINT) != self._on_signal:
+                self._forget()
+                return
+            self._repeated = True
+            signal.pthread_kill(self._main, signal.SIGINT)
+
+    def _forget(self) -> None:
+        self.pending = False
+        self._struck = None
+
+    def _is_obsolete(self, frame: FrameType | None) -> bool:
+        """Whether the call that was meant has ended."""
+        if self._struck is None:
+            return False
+        while frame is not None:
+            if frame is self._struck:
+                return False
+            frame = frame.f_back
+        return True
 
     def _must_wait(self, frame: FrameType | None) -> bool:
         """Whether the innermost known function of the stack is a shielded one."""
@@ -106,12 +164,11 @@ class InterruptGuard:
             frame = frame.f_back
         return False
 
-    def _inside_user_code(self, frame: FrameType | None) -> bool:
-        while frame is not None:
-            if frame.f_code in self._exposed:
-                return True
+    def _exposed_frame(self, frame: FrameType | None) -> FrameType | None:
+        """The innermost exposed frame of the stack."""
+        while frame is not None and frame.f_code not in self._exposed:
             frame = frame.f_back
-        return False
+        return frame
 
 
 def _code(function: Callable[..., Any]) -> CodeType:

@@ -29,6 +29,7 @@ from hybriddist.errors import (
     HybridDistError,
     LocalProtocolError,
     ProcessExitedException,
+    RemoteException,
     RemoteProtocolError,
     TransportError,
 )
@@ -139,15 +140,29 @@ class Links:
             if pid not in process.peers:
                 if process.pid == DRIVER:
                     raise self.exit_error(pid)
-                if process.pid > pid:
-                    self._dial_worker(member)
-                else:
-                    self._ask_for(pid)
+                self._connect_workers(member)
             return self._connected(pid)
         finally:
             with self._lock:
                 del self._connecting[pid]
             attempt.complete(0, None)
+
+    def _connect_workers(self, member: Member) -> None:
+        process, pid = self._process, member.pid
+        try:
+            if process.pid > pid:
+                self._dial_worker(member)
+            else:
+                self._ask_for(pid)
+        except ProcessExitedException:
+            raise
+        except (HybridDistError, OSError) as error:
+            # Most likely because it is gone: then the driver is about to say so, and that is the better answer.
+            if process.membership.wait_gone(pid, _REASON_SECONDS):
+                raise self.exit_error(pid) from error
+            if isinstance(error, RemoteException):
+                raise ConnectError(f"process {pid} could not connect to process {process.pid}: {error}") from error
+            raise
 
     def _connected(self, pid: int) -> Peer:
         peer = self._process.peers.get(pid)
@@ -241,7 +256,7 @@ class Links:
         peer.pid = pid
         self._process.peers[pid] = peer
         awaited = self._awaited.get(pid)
-        if awaited is not None:
+        if awaited is not None and not awaited.done:
             awaited.complete(0, None)
 
     # ---- the end of a connection ------------------------------------------------------------------------------
@@ -279,6 +294,9 @@ class Links:
     def left(self, pid: int, reason: ExitReason) -> None:
         """The driver says that a process is gone."""
         self._process.membership.gone(pid, reason)
+        awaited = self._awaited.get(pid)
+        if awaited is not None and not awaited.done:
+            awaited.complete(-1, None)  # it will not say who it is any more
         peer = self._process.peers.get(pid)
         if peer is not None:
             peer.lose(TransportError(reason.text))

@@ -18,7 +18,6 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from threading import Condition, Lock, Thread
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -183,7 +182,7 @@ class Nursery:
             self._requests[number] = request
         try:
             with self._sending:
-                control.send(self._sock, {"do": "start", "id": number, "options": asdict(options)}, descriptors)
+                control.send(self._sock, {"do": "start", "id": number, "options": options.values()}, descriptors)
         except OSError as error:
             with self._changed:
                 self._requests.pop(number, None)

@@ -37,7 +37,7 @@ class Paths:
         self._budget: Budget | None = None
         self._warned_full = False
         self.openers: dict[str, Callable[[str], Transport]] = {}
-        """For addresses of further schemes: makes a transport that needs no greeting, such as inside one interpreter."""
+        """For addresses of further schemes: makes a transport that needs no greeting, as inside one interpreter."""
 
     def accept(self, sock: socket.socket, cookie: str, deadline: Deadline) -> Transport:
         """Greet whoever has connected and agree on the path.

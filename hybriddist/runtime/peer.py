@@ -174,6 +174,8 @@ class Peer:
             try:
                 self._missed = False
                 self._drain()
+                if self.looking:
+                    self._rearm()  # who looked may give up at this moment, and leave it to us who have the lock
             finally:
                 self.recv_lock.release()
 

@@ -97,12 +97,13 @@ class Poller:
         sources = []
         for descriptor in ready:
             if descriptor == self._wake_read:
-                # The flag first: a wake() after this line writes again, so that none is lost.
-                self._woken = False
+                # The flag last: a wake() in between is answered by this very return, one after it writes again. The
+                # other way round its byte could be read here, with the flag set for ever and no further byte written.
                 try:
                     os.read(self._wake_read, 64)
                 except BlockingIOError:
                     pass
+                self._woken = False
                 continue
             source = self._sources.get(descriptor)
             if source is not None:

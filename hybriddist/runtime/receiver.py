@@ -113,7 +113,7 @@ class Receiver:
             timeout = limits.STANDBY_SECONDS
         for source in self._poller.poll(timeout):
             source.on_ready()
-        if executor.queue:
+        if executor.queue and (self._main is None or self._running):
             executor.kick()
         process.housekeep()
         if self._unattended:
@@ -158,7 +158,7 @@ class Receiver:
         process = self._process
         timeout = _tick(process.watched_peers)
         with self._role:
-            if self._closed:
+            if self._closed or self._executor.queue:  # the standby may have queued calls before it handed back
                 return
             ready = self._poller.poll(timeout)
         self._serial += 1
@@ -182,9 +182,11 @@ class Receiver:
             self._executor.kick()
 
     def queued(self) -> None:
-        """Calls were queued by this thread. The worker's main thread runs them itself when it is done looking."""
-        if self._running or threading.get_ident() != self._main:
+        """Calls were queued by this thread. The worker's main thread runs them itself, unless it is in a call."""
+        if self._main is None or self._running:
             self._executor.kick()
+        elif threading.get_ident() != self._main:
+            self._poller.wake()
 
     def _ring(self) -> None:
         try:

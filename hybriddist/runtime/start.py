@@ -19,7 +19,6 @@ import io
 import os
 import sys
 import threading
-from dataclasses import replace
 from typing import IO, Any, Final, NoReturn
 
 from hybriddist import limits
@@ -89,7 +88,7 @@ def start_from_command_line(cookie: str | None, bind_to: str | None, *, with_opt
         else:
             options = own_options(close_stdin=True, stderr_to_stdout=True)
         if where is not None:
-            options = replace(options, bind_host=where.host, bind_port=where.port)
+            options = options.changed(bind_host=where.host, bind_port=where.port)
         options.apply()
     except (ValueError, TypeError, EOFError, OSError) as error:
         sys.exit(f"hybriddist: no worker was started: {error}")

@@ -30,8 +30,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from hybriddist.runtime import control, folders
 from hybriddist.runtime.options import WorkerOptions
@@ -39,12 +38,15 @@ from hybriddist.runtime.options import WorkerOptions
 RUNNER: Final = "hybriddist.runtime.worker:run"
 """Module and function that a forked worker runs, with its options."""
 
+_COLD_BIRTHS: Final = 2
+_IDLE_MILLISECONDS: Final = 100
+"""When the template imports what can wait: before the third worker, or when it has had nothing to do for so long."""
+
 GRACE_SECONDS: Final = 1.0
 """After the driver's end, before workers that are still there are killed; their own leash needs milliseconds."""
 
 
-@dataclass(slots=True)
-class _Birth:
+class _Birth(NamedTuple):
     """What the copy that has just been forked needs in order to become a worker."""
 
     options: dict[str, Any]
@@ -61,8 +63,6 @@ def main(fd: int, runner: str = RUNNER) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
     gc.disable()
     run = _preload(runner)
-    gc.collect()
-    gc.freeze()  # what is here now is never traversed again: the pages stay shared with the workers
     birth = _Template(socket.socket(fileno=fd)).serve()
     if birth is None:
         os._exit(0)
@@ -71,10 +71,20 @@ def main(fd: int, runner: str = RUNNER) -> NoReturn:
 
 
 def _preload(runner: str) -> Callable[[WorkerOptions], Any]:
+    """What every worker needs; a worker's own imports would be paid by each."""
     module, _, name = runner.partition(":")
-    importlib.import_module("cloudpickle")
     run: Callable[[WorkerOptions], Any] = getattr(importlib.import_module(module), name)
+    for needed in ("hybriddist.net.transport", "hybriddist.shm.rendezvous"):
+        importlib.import_module(needed)
+    importlib.import_module("hybriddist.shm.segment").prepare()
+    _freeze()
     return run
+
+
+def _freeze() -> None:
+    """What is here now is never traversed again: the pages stay shared with the workers."""
+    gc.collect()
+    gc.freeze()
 
 
 class _Template:
@@ -87,6 +97,8 @@ class _Template:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._children: dict[int, str | None] = {}  # ospid: the worker's socket file
+        self._births = 0
+        self._warm = False
         self._folder = ""  # where all of these are
         # SIGCHLD writes a byte here. A plain select could miss a signal that comes just before it blocks.
         self._woken, self._wake = os.pipe()
@@ -101,7 +113,9 @@ class _Template:
         poller.register(self._sock, select.POLLIN)
         poller.register(self._woken, select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poller.poll()}
+            ready = {fd for fd, _ in poller.poll(None if self._warm else _IDLE_MILLISECONDS)}
+            if not ready:
+                self._warm_up()
             if self._woken in ready:
                 self._reap()
             if self._sock.fileno() in ready:
@@ -117,7 +131,17 @@ class _Template:
                 elif request["do"] == "signal":
                     self._signal(request["ospid"], request["signal"], request["group"])
 
+    def _warm_up(self) -> None:
+        """Import what most workers need at their first call, but the first two need not wait for: it takes 20 ms."""
+        self._warm = True
+        for wanted in ("cloudpickle", "hybriddist.future", "hybriddist.loops"):
+            importlib.import_module(wanted)
+        _freeze()
+
     def _start(self, request: dict[str, Any], descriptors: list[int]) -> _Birth | None:
+        self._births += 1
+        if self._births > _COLD_BIRTHS and not self._warm:
+            self._warm_up()
         try:
             ospid = os.fork()
         except OSError as error:  # EAGAIN: no more processes allowed; the driver makes a LaunchError of it

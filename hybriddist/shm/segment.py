@@ -271,6 +271,11 @@ def _full(size: int, error: OSError) -> SharedMemoryFull:
     return SharedMemoryFull(text)
 
 
+def prepare() -> None:
+    """Import what the first segment needs (6 ms), before a process is copied that would else do it in each copy."""
+    _untracked()
+
+
 @functools.cache
 def _untracked() -> type[SharedMemory]:
     """`SharedMemory` without the resource tracker. Made when first needed; a constant, though a late one."""

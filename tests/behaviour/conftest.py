@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import hybriddist as hd
+from hybriddist.testing.clusters import memory_cluster
 
 
 @pytest.fixture(scope="module", params=["shm", "tcp"])
@@ -18,6 +19,10 @@ def transport(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def cluster(transport: str) -> Iterator[list[int]]:
     """Three local workers, shared by the tests of a module, none of which removes one: their pids."""
+    if transport == "memory":
+        with memory_cluster(3) as inside:
+            yield inside.pids
+        return
     try:
         yield hd.addprocs(3, transport=transport)
     finally:

@@ -43,7 +43,7 @@ def test_it_stays_the_same_and_all_know_it(transport: str) -> None:
     assert hd.cluster_cookie() == cookie
 
 
-@pytest.mark.parametrize("cookie", [LONG, "x" * 256, "with spaces and 'quotes'", "!#$%&()*+,-./:;<=>?@"])
+@pytest.mark.parametrize("cookie", [LONG, "x" * 256, "with spaces and 'quotes'", "!#$%&()*+,-./:;<=>?@"], ids=range(4))
 def test_a_cookie_of_ones_own(cookie: str) -> None:
     assert hd.cluster_cookie(cookie) == hd.cluster_cookie() == cookie
     one, two = hd.addprocs(2)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,38 +16,62 @@ from tests.helpers.polling import poll_for
 
 pytestmark = pytest.mark.leaks_by_module
 
-LONG = 60.0
-"""Seconds that an uninterrupted call would take; each test is over long before."""
 
-
-def sleep(mark: Any) -> str:
+def sleep(path: str) -> str:
+    import pathlib
     import time
 
-    mark.put("begun")
+    pathlib.Path(path).touch()
     time.sleep(60)
     return "slept"
 
 
-def compute(mark: Any) -> str:
-    mark.put("begun")
+def compute(path: str) -> str:
+    import pathlib
+
+    pathlib.Path(path).touch()
     for _ in range(10**12):
         pass
     return "computed"
 
 
-def wait_for_another(mark: Any) -> Any:
+def wait_for_another(path: str) -> Any:
+    import pathlib
+
     import hybriddist as hd
 
-    mark.put("begun")
-    return hd.Future(1).fetch()
+    future = hd.Future()
+    pathlib.Path(path).touch()
+    return future.fetch()
 
 
-def begin(work: Any, pid: int) -> hd.Future:
-    """Start ``work`` on ``pid``; returns when it has begun."""
-    mark = hd.Future()
-    call = hd.remotecall(work, pid, mark)
-    assert mark.fetch(timeout=20) == "begun"
-    return call
+@pytest.fixture
+def begin(tmp_path: Path) -> Callable[..., hd.Future]:
+    """``begin(work, pid)``: start ``work`` there; returns when it is at it.
+
+    For a call that sleeps this means: asleep. A signal that comes between a program's last look for signals and its
+    system call does not wake it; that is so in every Python program, and no concern of these tests.
+    """
+
+    def begin(work: Any, pid: int, *args: Any) -> hd.Future:
+        ospid = hd.remotecall_fetch(os.getpid, pid)
+        mark = tmp_path / f"{pid}-{len(list(tmp_path.iterdir()))}"
+        call = hd.remotecall(work, pid, str(mark), *args)
+        poll_for(mark.exists)
+        if work is not compute:
+            poll_for(lambda: asleep(ospid))
+        return call
+
+    return begin
+
+
+def asleep(ospid: int) -> bool:
+    """Whether the main thread of a process waits for time or for a lock."""
+    waits_in = Path(f"/proc/{ospid}/wchan").read_text()
+    return "nanosleep" in waits_in or "futex" in waits_in
+
+
+Begin = Callable[..., hd.Future]
 
 
 def assert_interrupted(call: hd.Future, pid: int) -> None:
@@ -54,7 +82,7 @@ def assert_interrupted(call: hd.Future, pid: int) -> None:
 
 
 @pytest.mark.parametrize("work", [sleep, compute, wait_for_another])
-def test_a_busy_call_ends(cluster: list[int], work: Any) -> None:
+def test_a_busy_call_ends(cluster: list[int], begin: Begin, work: Any) -> None:
     pid = cluster[0]
     for _ in range(2):  # and the worker goes on
         call = begin(work, pid)
@@ -64,15 +92,20 @@ def test_a_busy_call_ends(cluster: list[int], work: Any) -> None:
     assert hd.workers() == cluster
 
 
-def test_a_fetching_caller_hears_of_it(cluster: list[int]) -> None:
-    import threading
-
+def test_a_fetching_caller_hears_of_it(cluster: list[int], tmp_path: Path) -> None:
     pid = cluster[0]
-    mark = hd.Future()
-    thread = threading.Thread(target=lambda: (mark.fetch(timeout=20), hd.interrupt(pid)))
+    mark = tmp_path / "mark"
+    ospid = hd.remotecall_fetch(os.getpid, pid)
+
+    def strike() -> None:
+        poll_for(mark.exists)
+        poll_for(lambda: asleep(ospid))
+        hd.interrupt(pid)
+
+    thread = threading.Thread(target=strike)
     thread.start()
     with pytest.raises(hd.RemoteException) as info:
-        hd.remotecall_fetch(sleep, pid, mark)
+        hd.remotecall_fetch(sleep, pid, str(mark))
     assert isinstance(info.value.__cause__, KeyboardInterrupt)
     thread.join(20)
 
@@ -96,14 +129,14 @@ def test_a_fresh_worker_does_not_notice(transport: str, cluster: list[int]) -> N
     hd.rmprocs(pids)
 
 
-def test_all_of_them(cluster: list[int]) -> None:
+def test_all_of_them(cluster: list[int], begin: Begin) -> None:
     calls = {pid: begin(sleep, pid) for pid in cluster}
     hd.interrupt()
     for pid, call in calls.items():
         assert_interrupted(call, pid)
 
 
-def test_only_those_that_are_named(cluster: list[int]) -> None:
+def test_only_those_that_are_named(cluster: list[int], begin: Begin) -> None:
     one, two, three = cluster
     calls = {pid: begin(sleep, pid) for pid in cluster}
     hd.interrupt([one], two)
@@ -115,7 +148,7 @@ def test_only_those_that_are_named(cluster: list[int]) -> None:
     assert_interrupted(calls[three], three)
 
 
-def test_calls_on_several_threads_of_a_worker(cluster: list[int]) -> None:
+def test_calls_on_several_threads_of_a_worker(cluster: list[int], begin: Begin) -> None:
     """The first call holds the main thread; a computing one on another thread is reached as well."""
     pid = cluster[1]
     calls = [begin(sleep, pid), begin(compute, pid)]
@@ -125,7 +158,7 @@ def test_calls_on_several_threads_of_a_worker(cluster: list[int]) -> None:
     assert hd.remotecall_fetch(abs, pid, -7) == 7
 
 
-def test_finished_results_are_untouched(cluster: list[int]) -> None:
+def test_finished_results_are_untouched(cluster: list[int], begin: Begin) -> None:
     pid = cluster[0]
     done = hd.remotecall_wait(abs, pid, -7)
     call = begin(sleep, pid)
@@ -134,45 +167,46 @@ def test_finished_results_are_untouched(cluster: list[int]) -> None:
     assert done.fetch() == 7
 
 
-def test_a_call_that_wants_to_go_on(cluster: list[int]) -> None:
+def test_a_call_that_wants_to_go_on(cluster: list[int], begin: Begin, tmp_path: Path) -> None:
     """Whoever catches the interrupt goes on; the next one may end it."""
 
-    def stubborn(mark: Any, again: Any) -> str:
+    def stubborn(path: str, again: str) -> str:
+        import pathlib
         import time
 
         try:
-            mark.put("begun")
+            pathlib.Path(path).touch()
             time.sleep(60)
         except KeyboardInterrupt:
-            again.put("once")
+            pathlib.Path(again).touch()
         time.sleep(60)
         return "slept"
 
-    again = hd.Future()
-    mark = hd.Future()
-    call = hd.remotecall(stubborn, cluster[0], mark, again)
-    assert mark.fetch(timeout=20) == "begun"
-    hd.interrupt(cluster[0])
-    assert again.fetch(timeout=20) == "once"
-    hd.interrupt(cluster[0])
-    assert_interrupted(call, cluster[0])
+    pid, again = cluster[0], tmp_path / "again"
+    ospid = hd.remotecall_fetch(os.getpid, pid)
+    call = begin(stubborn, pid, str(again))
+    hd.interrupt(pid)
+    poll_for(again.exists)
+    poll_for(lambda: asleep(ospid))
+    hd.interrupt(pid)
+    assert_interrupted(call, pid)
 
 
-def test_calls_between_workers_are_not_broken(cluster: list[int]) -> None:
+def test_calls_between_workers_are_not_broken(cluster: list[int], begin: Begin) -> None:
     """The one that waits is interrupted; the other, which works for it, is not."""
     one, two, _ = cluster
 
-    def through(mark: Any, other: int) -> Any:
+    def through(path: str, other: int) -> Any:
+        import pathlib
         import time
 
         import hybriddist as hd
 
-        mark.put("begun")
-        return hd.remotecall_fetch(time.sleep, other, 60)
+        call = hd.remotecall(time.sleep, other, 60)
+        pathlib.Path(path).touch()
+        return call.fetch()
 
-    mark = hd.Future()
-    call = hd.remotecall(through, one, mark, two)
-    assert mark.fetch(timeout=20) == "begun"
+    call = begin(through, one, two)
     hd.interrupt(one)
     assert_interrupted(call, one)
     assert hd.remotecall_fetch(hd.remotecall_fetch, one, hd.myid, two) == two

@@ -95,10 +95,9 @@ def with_checks(code: str) -> str:
 def statements(tree: ast.AST) -> Iterator[ast.Expr | ast.Assign]:
     """Expressions and assignments of one name, outside of functions and classes."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Expr):
-            yield node
-        elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            yield node
+        is_assignment = isinstance(node, ast.Assign) and [type(target) for target in node.targets] == [ast.Name]
+        if isinstance(node, ast.Expr) or is_assignment:
+            yield node  # type: ignore[misc]
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield from statements(node)
 
