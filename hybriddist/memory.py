@@ -239,7 +239,7 @@ class MemoryTransport(Transport):
 
     def arm(self) -> bool:
         with self._lock:
-            self._is_armed = True
+            self._is_armed = not self._has_ended
             has_room = self._pending > 0 and (self._outgoing.room() > 0 or self._outgoing.is_deserted)
             return bool(self._incoming.pieces) or self._incoming.is_over or has_room or self._has_ended
 

@@ -36,6 +36,7 @@ from hybriddist.managers.announcement import read_announcement
 from hybriddist.managers.base import ClusterManager, WorkerConfig
 from hybriddist.managers.driver import Cluster
 from hybriddist.managers.removing import Removal
+from hybriddist.runtime.signals import take_as_usual
 
 _GIVEN_UP: Final = "this addprocs was given up"
 
@@ -99,6 +100,7 @@ class Launch:
     # ---- the manager's thread ---------------------------------------------------------------------------------
 
     def _launch(self) -> None:
+        take_as_usual()  # a manager is user code, and what it starts inherits what this thread keeps away
         failure: Exception | None = None
         try:
             self._manager.launch(self._params, self._launched, self._notify)

@@ -18,6 +18,7 @@ from threading import Condition, Thread
 from typing import IO, TYPE_CHECKING, Any
 
 from hybriddist.deadline import Deadline
+from hybriddist.runtime.signals import leave_to_main_thread
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -156,6 +157,7 @@ class PopenChild(Child):
             return True
 
     def _watch(self) -> None:
+        leave_to_main_thread()
         wait_without_reaping(self.ospid)
         with self._changed:
             code = self._process.wait()

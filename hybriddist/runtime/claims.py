@@ -31,7 +31,6 @@ from hybriddist.errors import (
     HybridDistError,
     NoSuchProcessError,
     ProcessExitedException,
-    RemoteException,
     TransportError,
 )
 from hybriddist.ids import DRIVER, RRID
@@ -199,7 +198,7 @@ class References:
             if changes:
                 try:
                     self._process.fetch_call(relay_claims, DRIVER, (owner, changes), {})
-                except (RemoteException, ProcessExitedException):
+                except HybridDistError:
                     pass  # the owner is gone, or the driver and with it everything
 
 

@@ -57,6 +57,8 @@ class Coroutines:
 
     def close(self) -> None:
         """Cancel what is under way and end the thread."""
+        if self._closing:
+            return
         self._closing = True
         if self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)

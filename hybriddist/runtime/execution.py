@@ -21,6 +21,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from hybriddist.runtime.signals import leave_to_main_thread, take_as_usual
+
 if TYPE_CHECKING:
     from _thread import LockType
 
@@ -163,10 +165,12 @@ class Executor:
     def interruptible(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call ``function(*args)`` so that `interrupt_threads` reaches it, and nothing that comes after it."""
         ident = threading.get_ident()
+        take_as_usual()
         self._interruptible.add(ident)
         try:
             return function(*args)
         finally:
+            leave_to_main_thread()
             with self._interrupt_lock:
                 self._interruptible.discard(ident)
             # An exception that was set while we waited for the lock strikes at a loop's jump: here, and not later in

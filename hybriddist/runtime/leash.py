@@ -24,6 +24,7 @@ from threading import Event, Thread
 from typing import Final
 
 from hybriddist.runtime import folders
+from hybriddist.runtime.signals import leave_to_main_thread
 
 LAST_WORDS_SECONDS: Final = 0.5
 """How long ``on_end`` may take before the process leaves without it."""
@@ -67,6 +68,7 @@ class Leash:
             Thread(target=self._watch, name="hybriddist-leash", daemon=True).start()
 
     def _watch(self) -> None:
+        leave_to_main_thread()
         try:
             wait_for_end(self._fd, self._reads)
         finally:

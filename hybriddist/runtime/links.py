@@ -138,7 +138,7 @@ class Links:
             return self._connected(pid)
         try:
             if pid not in process.peers:
-                if process.pid == DRIVER:
+                if DRIVER in (process.pid, pid):  # the driver makes its connections itself, once
                     raise self.exit_error(pid)
                 self._connect_workers(member)
             return self._connected(pid)
@@ -197,6 +197,8 @@ class Links:
         if first is not None:
             peer.send(first)
         process.poller.add(peer.transport.fileno(), peer)
+        if process.leaving.is_set():  # it may have come too late to be closed with the others
+            peer.lose(TransportError("this process is leaving"))
         peer.on_ready()
 
     # ---- joining ----------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from hybriddist.limits import STDERR_TAIL_LINES
 from hybriddist.runtime import control
 from hybriddist.runtime.child import Child, ExitStatus
 from hybriddist.runtime.options import WorkerOptions
+from hybriddist.runtime.signals import leave_to_main_thread
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -62,11 +63,15 @@ class NurseryChild(Child):
         return self._send(signal.SIGKILL, group=True)
 
     def _send(self, number: int, *, group: bool) -> bool:
-        if self._status is not None:
-            return False
-        if self._nursery.signal(self.ospid, number, group=group):
-            return True
-        with self._changed:  # the template is dead; the descriptor is closed under this lock
+        # At once where the system allows it: an interrupt that goes round by the template may strike the next call.
+        return (
+            (not group and self._send_here(number))
+            or (self._status is None and self._nursery.signal(self.ospid, number, group=group))
+            or self._send_here(number)
+        )
+
+    def _send_here(self, number: int) -> bool:
+        with self._changed:  # the descriptor is closed under this lock
             if self._status is not None or self._pidfd < 0:
                 return False
             try:
@@ -221,6 +226,7 @@ class Nursery:
     # ---- the thread that hears ----------------------------------------------------------------------------------
 
     def _hear(self) -> None:
+        leave_to_main_thread()
         errors = self._process.stderr
         assert errors is not None  # it was asked for
         poller = select.poll()

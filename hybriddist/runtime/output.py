@@ -29,6 +29,7 @@ from hybriddist.errors import InvalidStateException
 from hybriddist.limits import STDERR_TAIL_LINES
 from hybriddist.runtime.lines import LineSplitter, decode, label
 from hybriddist.runtime.printer import Printer
+from hybriddist.runtime.signals import leave_to_main_thread
 
 _CHUNK_BYTES: Final = 65536
 
@@ -197,6 +198,7 @@ class OutputRelay:
             self._waker.send(b"x")
 
     def _read(self, woken: socket.socket) -> None:
+        leave_to_main_thread()
         with selectors.DefaultSelector() as selector, woken:
             self._selector = selector
             selector.register(woken, selectors.EVENT_READ, None)

@@ -14,6 +14,7 @@ Nothing is unpickled here. What this module does not know: peers, pids, messages
 from __future__ import annotations
 
 import socket
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -30,12 +31,17 @@ if TYPE_CHECKING:
 
 
 class Paths:
-    """The transports of one process: they share its memory budget and its recycled memory."""
+    """The transports of one process: they share its memory budget and its recycled memory.
+
+    Attributes:
+        quiet: nobody is warned (any more) that there is no shared memory left. On a worker of the driver's own node
+            from the start: the driver has said so, or will when it matters to it.
+    """
 
     def __init__(self) -> None:
         self._memory = RecycledMemory()
         self._budget: Budget | None = None
-        self._warned_full = False
+        self.quiet = False
         self.openers: dict[str, Callable[[str], Transport]] = {}
         """For addresses of further schemes: makes a transport that needs no greeting, as inside one interpreter."""
 
@@ -110,9 +116,9 @@ class Paths:
         except SharedMemoryFull as error:
             if preference == "shm":
                 raise
-            if not self._warned_full:
-                self._warned_full = True
-                warnings.warn(f"{error}; TCP is used instead", RuntimeWarning, stacklevel=4)
+            if not self.quiet:
+                self.quiet = True
+                _warn(f"{error}; TCP is used instead")
             return None
 
     def _shared_budget(self) -> Budget:
@@ -132,6 +138,14 @@ class Paths:
     def _read_path(sock: socket.socket, deadline: Deadline) -> bytes:
         sock.settimeout(deadline.remaining() or 1e-3)
         return sock.recv(1)
+
+
+def _warn(text: str) -> None:
+    try:
+        warnings.warn(text, RuntimeWarning, stacklevel=5)
+    except RuntimeWarning:
+        # Where warnings are made errors, this is still no reason to go without a connection.
+        print(f"hybriddist: warning: {text}", file=sys.stderr)
 
 
 def _open(scheme: str, where: str, deadline: Deadline) -> socket.socket:

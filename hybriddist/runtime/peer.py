@@ -41,7 +41,8 @@ class Peer:
     Attributes:
         pid: the other process; 0 until it has introduced itself.
         pending: what waits for a `Result`, by call id.
-        lost: the error that ended the connection, or None.
+        lost: what ended the connection, or None. The text alone: an exception would keep, with its traceback, this peer
+            and its memory in a cycle.
     """
 
     def __init__(self, process: Process, transport: Transport, protocol: Protocol, pid: int = 0) -> None:
@@ -56,7 +57,7 @@ class Peer:
         self.functions_lock = RLock()
         self.send_lock = allocate_lock()
         self.recv_lock = allocate_lock()
-        self.lost: BaseException | None = None
+        self.lost: str | None = None
         self._missed = False
         self.looking = False
         """Nobody has asked for the doorbell: somebody looks, or did a moment ago."""
@@ -325,8 +326,9 @@ class Peer:
 
     def _flush_quietly(self) -> None:
         with self.send_lock:
-            if self.lost is None:
-                done = self.transport.flush()
+            if self.lost is not None:
+                return
+            done = self.transport.flush()
         if done and not self.transport.rings_doorbell:
             self.watch()
 
@@ -335,7 +337,7 @@ class Peer:
     def lose(self, error: BaseException) -> None:
         """The connection is over: whoever waits for the other side is told, on another thread."""
         if self.lost is None:
-            self.lost = error
+            self.lost = str(error)
             self.process.peer_lost(self, error)
 
     def detach(self) -> None:
@@ -344,14 +346,14 @@ class Peer:
 
     def close(self, timeout: float) -> None:
         """End in good order: flush, tell the peer, close."""
-        self.lost = self.lost or TransportError("closed")
+        self.lost = self.lost or "closed"
         self.detach()
         with self.send_lock:
             self.transport.close(timeout)
 
     def abort(self) -> None:
         """End now."""
-        self.lost = self.lost or TransportError("aborted")
+        self.lost = self.lost or "aborted"
         self.detach()
         self.transport.abort()
 
@@ -363,7 +365,7 @@ class Peer:
                 completion.complete(-1, make_error())
 
     def __repr__(self) -> str:
-        return f"<Peer {self.pid} by {self.transport.scheme}{' lost' if self.lost else ''}>"
+        return f"<Peer {self.pid} by {self.transport.scheme}{'' if self.lost is None else ' lost'}>"
 
 
 def spin_together(peers: Sequence[Peer], seconds: float, completion: Completion) -> bool:  # shielded

@@ -63,8 +63,8 @@ class Poller:
         if self._epoll is not None:
             try:
                 self._epoll.modify(descriptor, mask)
-            except OSError:
-                pass  # removed by another thread just now
+            except (OSError, ValueError):
+                pass  # removed by another thread just now, or all is closed
         elif self._selector is not None:
             registered = descriptor in self._selector.get_map()
             if not mask:
@@ -131,10 +131,13 @@ class Poller:
             os.close(descriptor)
 
     def _register(self, descriptor: int, mask: int) -> None:
-        if self._epoll is not None:
-            self._epoll.register(descriptor, mask)
-        elif self._selector is not None and mask:
-            self._selector.register(descriptor, _selector_events(mask))
+        try:
+            if self._epoll is not None:
+                self._epoll.register(descriptor, mask)
+            elif self._selector is not None and mask:
+                self._selector.register(descriptor, _selector_events(mask))
+        except ValueError:
+            pass  # closed by another thread just now: nobody polls any more
 
 
 def _selector_events(mask: int) -> int:

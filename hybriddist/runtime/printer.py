@@ -16,6 +16,8 @@ from collections import deque
 from threading import Condition, Event, Thread
 from typing import Final, TextIO
 
+from hybriddist.runtime.signals import leave_to_main_thread
+
 QUEUE_CHARACTERS: Final = 4 << 20
 """Text that waits to be printed; a burst of a worker's pipes (64 KiB each) is far below it."""
 
@@ -80,6 +82,7 @@ class Printer:
             self._thread.start()
 
     def _print(self) -> None:
+        leave_to_main_thread()
         while True:
             with self._changed:
                 while not self._queue and not self._closed:

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from hybriddist import limits
@@ -43,6 +44,7 @@ from hybriddist.runtime.peer import Peer, spin_together
 from hybriddist.runtime.poller import Poller
 from hybriddist.runtime.receiver import Receiver, SpinPolicy
 from hybriddist.runtime.roster import Roster
+from hybriddist.runtime.signals import leave_to_main_thread
 from hybriddist.runtime.store import Store
 from hybriddist.settings import Settings
 
@@ -340,6 +342,7 @@ class Process:
         """``target``, run on a thread that works for this process."""
 
         def run() -> None:
+            leave_to_main_thread()
             enter(self)
             target()
 
@@ -366,6 +369,7 @@ class Process:
         self.store.close()
         for peer in list(self.peers.values()):
             peer.close(min(0.5, deadline.remaining() or 0.0))
+            peer.fail_pending(partial(self.links.exit_error, peer.pid))
         self.peers.clear()
         self.receiver.close()
         self.executor.close()

@@ -26,6 +26,7 @@ from hybriddist.runtime.context import become
 from hybriddist.runtime.leash import Leash, take_stdin
 from hybriddist.runtime.options import WorkerOptions
 from hybriddist.runtime.process import Process
+from hybriddist.runtime.signals import take_as_usual
 from hybriddist.settings import Settings
 from hybriddist.shm.listener import UnixListener
 
@@ -40,6 +41,7 @@ def run(options: WorkerOptions, cookie: str | None = None, out: IO[str] | None =
         cookie: the cluster's secret; None: the first line of stdin.
         out: where to print the announcement; stdout by default.
     """
+    take_as_usual()  # whoever started us may have kept SIGINT away from the thread that did
     if cookie is None:
         cookie = read_line(0)
     leash = take_stdin(close_stdin=options.close_stdin, unix_path=options.unix_path)
@@ -57,6 +59,7 @@ def run(options: WorkerOptions, cookie: str | None = None, out: IO[str] | None =
     process.links.listen(tcp)
     process.addresses = [f"tcp:{tcp.address}"]
     if options.unix_path is not None:
+        process.paths.quiet = True
         process.links.listen(UnixListener(options.unix_path))
         process.addresses.insert(0, f"unix:{options.unix_path}")
     process.on_driver_gone = lambda: _leave(1, leash)

@@ -40,7 +40,8 @@ class Account:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     """A module of the caller's own, which came after the workers."""
-    (tmp_path / "own_project_module.py").write_text("def answer(x):\n    return x + offset()\n\ndef offset():\n    return 40\n")
+    text = "def answer(x):\n    return x + offset()\n\ndef offset():\n    return 40\n"
+    (tmp_path / "own_project_module.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     import own_project_module
 
@@ -97,7 +98,7 @@ def test_a_closure_that_changes_between_calls(cluster: list[int]) -> None:
     def read() -> Any:
         return value
 
-    for value in (0, 0, 0, 0, 1, 1, 0, "text", 0, [1], [1, 2]):  # noqa: B007 - read() reads it
+    for value in (0, 0, 0, 0, 1, 1, 0, "text", 0, [1], [1, 2]):
         assert hd.remotecall_fetch(read, cluster[0]) == value
 
 
@@ -128,14 +129,12 @@ def test_a_module_as_an_argument(cluster: list[int]) -> None:
     assert hd.remotecall_fetch(lambda: json.dumps([2]), cluster[0]) == "[2]"
 
 
-def test_a_module_that_the_workers_lack_is_named(project: types.ModuleType, cluster: list[int]) -> None:
-    """Until modules of the caller's own travel, the error says what is missing and where to put it."""
-    try:
+@pytest.mark.xfail(reason="modules of the caller's own do not travel yet", raises=hd.RemoteException, strict=True)
+def test_a_module_of_the_callers_own_works_where_its_files_are_missing(
+    project: types.ModuleType, cluster: list[int]
+) -> None:
+    for _ in range(3):
         assert hd.remotecall_fetch(project.answer, cluster[0], 2) == 42
-    except hd.RemoteException as error:
-        assert isinstance(error.__cause__, hd.DeserializeError)  # noqa: PT017 - either is right
-        assert "own_project_module" in str(error)
-        assert "sys.path" in str(error)
 
 
 # ---- scripts ------------------------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def test_worker_killed(transport: str, bystander: int, step: Step) -> None:
     unhurt = Caller(lambda turn: now_and_then(bystander, turn))
     unhurt.start()
     try:
-        for victim, ospid, other in zip(victims, ospids, itertools.cycle([bystander, younger])):  # noqa: B905
+        for victim, ospid, other in zip(victims, ospids, itertools.cycle([bystander, younger])):
             caller = Caller(lambda turn, victim=victim, other=other: step(victim, other, turn))  # type: ignore[misc]
             caller.start()
             time.sleep(moments.uniform(0, 0.05))  # the moment of the fault
