@@ -7,6 +7,7 @@ down a chain of calls, where each step would begin to count anew. Only the monot
 from __future__ import annotations
 
 from time import monotonic
+from typing import Final
 
 
 class Deadline:
@@ -43,3 +44,7 @@ class Deadline:
         if self._end is not None and (other._end is None or self._end < other._end):
             return self
         return other
+
+
+NEVER: Final = Deadline(None)
+"""No deadline."""

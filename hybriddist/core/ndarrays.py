@@ -89,7 +89,7 @@ class ArrayReducer:
         np = self._np
         dtype = array.dtype
         writable = array.flags.writeable
-        if dtype.hasobject or array.nbytes == 0 or (writable and array.nbytes < limits.OUT_OF_BAND_BYTES):
+        if dtype.hasobject or (writable and array.nbytes < limits.OUT_OF_BAND_BYTES):
             return NotImplemented
         kind = type(array)
         if kind is np.memmap:
@@ -97,6 +97,8 @@ class ArrayReducer:
         plain = array.view(np.ndarray)
         flags = plain.flags
         order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
+        if not array.nbytes:
+            return rebuild_array, (None if kind is np.ndarray else kind, None, dtype, array.shape, order)
         if not (flags.c_contiguous or flags.f_contiguous):
             plain = plain.copy(order="C")
             writable = True
@@ -119,7 +121,10 @@ def rebuild_array(kind: type[Any] | None, buffer: Any, dtype: Any, shape: tuple[
     """Undo `ArrayReducer`: the array over the buffer, which it keeps alive."""
     import numpy as np
 
-    array = np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+    if buffer is None:  # no bytes at all, from which `frombuffer` makes nothing
+        array = np.empty(shape, dtype, order)
+    else:
+        array = np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
     return array if kind is None else array.view(kind)
 
 

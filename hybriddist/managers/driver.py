@@ -20,6 +20,7 @@ import os
 import secrets
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -84,6 +85,9 @@ class Cluster:
         self._folder: Folder | None = None
         self._context: LocalContext | None = None
         process.on_exit = self._on_exit
+        mind = weakref.WeakMethod(self._let_go)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=lambda: (mind() or int)())
         if not process.cookie:
             process.cookie = secrets.token_urlsafe(32)
 
@@ -226,6 +230,14 @@ class Cluster:
         return reason._replace(stderr_tail=output.stderr_tail())
 
     # ---- the end ----------------------------------------------------------------------------------------------
+
+    def _let_go(self) -> None:
+        """In a forked copy of the driver, which may outlive it: don't hold the workers' leashes."""
+        for config in list(self.configs.values()):
+            if isinstance(config.process, Child):
+                config.process.release()
+        if self._context is not None:
+            self._context.let_go()
 
     def close(self) -> None:
         """Let go of everything; workers that are still there are ended by force."""

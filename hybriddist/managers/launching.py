@@ -36,7 +36,6 @@ from hybriddist.managers.announcement import read_announcement
 from hybriddist.managers.base import ClusterManager, WorkerConfig
 from hybriddist.managers.driver import Cluster
 from hybriddist.managers.removing import Removal
-from hybriddist.runtime.signals import take_as_usual
 
 _GIVEN_UP: Final = "this addprocs was given up"
 
@@ -100,13 +99,14 @@ class Launch:
     # ---- the manager's thread ---------------------------------------------------------------------------------
 
     def _launch(self) -> None:
-        take_as_usual()  # a manager is user code, and what it starts inherits what this thread keeps away
         failure: Exception | None = None
         try:
-            self._manager.launch(self._params, self._launched, self._notify)
+            try:
+                self._manager.launch(self._params, self._launched, self._notify)
+            finally:
+                self._begin()  # what was appended without a word
         except Exception as error:
             failure = error
-        self._begin()  # what was appended without a word
         with self._changed:
             if failure is not None and not self._given_up:
                 self._failures.append((len(self._launched), failure))
@@ -121,54 +121,64 @@ class Launch:
     def _begin(self) -> None:
         """Bring in what the manager has launched since the last time."""
         process = self._cluster.process
-        with self._changed:
-            while self._begun < len(self._launched):
-                index, config = self._begun, self._launched[self._begun]
-                self._begun += 1
+        for index in range(self._begun, len(self._launched)):
+            config = self._launched[index]
+            with self._changed:
+                self._begun = index + 1
                 pid = process.membership.allocate_pid()
                 process.membership.add(Member(pid, transport=self._params.get("transport", "auto")))
                 self._cluster.configs[pid] = self._starting[pid] = config
                 self._cluster.managers[pid] = self._manager
+            try:
                 process.spawn(partial(self._bring_in, pid, config, index), f"hybriddist-launch-{pid}")
+            except RuntimeError as error:  # the system allows no more threads
+                self._settle(pid, config, index, LaunchError(f"the driver cannot take in more workers: {error}"))
 
     # ---- one worker's way into the cluster, on a thread of its own ----------------------------------------------
 
     def _bring_in(self, pid: int, config: WorkerConfig, index: int) -> None:
-        cluster = self._cluster
-        deadline = self._deadline.sooner(cluster.process.settings.worker_timeout_seconds)
         name = config.host or "localhost"  # as the user wrote it
-        failure: Exception | None = None
-        stage = "announce"
+        stage: list[str] = ["announce"]
         try:
-            if self._given_up:
-                raise ClusterError(_GIVEN_UP)
-            host, port = config.host, config.port
-            if config.io is not None:
-                host, port = read_announcement(config, deadline, cluster.output)
-                config.host, config.port = config.host or host, port
-            stage = "connect"
-            addresses = [f"tcp:{host}:{port}"] if host else []
-            unix_path = (config.environ or {}).get("unix_path")
-            if unix_path:
-                addresses.insert(0, f"unix:{unix_path}")
-            transport = cluster.process.paths.dial(
-                addresses, self._params.get("transport", "auto"), cluster.process.cookie, deadline
-            )
-            stage = "join"
-            self._probe_made.wait(deadline.remaining())
-            cluster.join(pid, config, transport, self._probe, deadline)
+            self._connect_and_join(pid, config, stage)
         except Exception as error:
-            failure = _launch_error(error, name, stage)
+            self._settle(pid, config, index, _launch_error(error, name, stage[-1]))
+        else:
+            self._settle(pid, config, index, None)
+
+    def _connect_and_join(self, pid: int, config: WorkerConfig, stage: list[str]) -> None:
+        """Append each stage to ``stage`` when it begins."""
+        if self._given_up:
+            raise ClusterError(_GIVEN_UP)
+        cluster = self._cluster
+        process = cluster.process
+        deadline = self._deadline.sooner(process.settings.worker_timeout_seconds)
+        host, port = config.host, config.port
+        if config.io is not None:
+            host, port = read_announcement(config, deadline, cluster.output)
+            config.host, config.port = config.host or host, port
+        stage.append("connect")
+        addresses = [f"tcp:{host}:{port}"] if host else []
+        unix_path = (config.environ or {}).get("unix_path")
+        if unix_path:
+            addresses.insert(0, f"unix:{unix_path}")
+        preference = self._params.get("transport", "auto")
+        transport = process.paths.dial(addresses, preference, process.cookie, deadline)
+        stage.append("join")
+        cluster.join(pid, config, transport, self._probe, deadline)
+
+    def _settle(self, pid: int, config: WorkerConfig, index: int, failure: Exception | None) -> None:
+        """The end of a worker's way: it is a member, or it is ended."""
         with self._changed:
             if failure is None and not self._given_up:
                 self._pids.append(pid)
                 del self._starting[pid]
                 self._changed.notify_all()
                 return
-        cluster.drop(pid, ExitReason("it was never started"))
         try:
+            self._cluster.drop(pid, ExitReason("it was never started"))
             self._manager.kill(pid, config)
-            cluster.finish(pid)
+            self._cluster.finish(pid)
         except Exception as problem:
             if failure is not None:
                 failure.add_note(f"ending it failed too: {problem}")

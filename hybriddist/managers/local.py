@@ -85,6 +85,11 @@ class LocalContext:
         for nursery in nurseries:
             nursery.close()
 
+    def let_go(self) -> None:
+        """In a forked copy of the driver: leave the template processes to it."""
+        for nursery in self._nurseries.values():
+            nursery.let_go()
+
 
 @dataclass(slots=True)
 class _Launch:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -48,7 +48,7 @@ class Removal:
             finally:
                 self._cluster.lock.release()
         else:
-            self._cluster.process.spawn(self._begin_in_turn, "hybriddist-remove")
+            self._spawn(self._begin_in_turn, "hybriddist-remove")
 
     def isready(self) -> bool:
         """Whether all are gone."""
@@ -73,11 +73,17 @@ class Removal:
         cluster = self._cluster
         for pid in list(self._left):
             if cluster.leaving(pid):
-                cluster.process.spawn(partial(self._remove, pid), f"hybriddist-remove-{pid}")
+                self._spawn(partial(self._remove, pid), f"hybriddist-remove-{pid}")
             elif cluster.process.membership.get(pid) is None:
                 self._gone(pid)
             else:  # another rmprocs, or its own death, is at it
-                cluster.process.spawn(partial(self._watch, pid), f"hybriddist-remove-{pid}")
+                self._spawn(partial(self._watch, pid), f"hybriddist-remove-{pid}")
+
+    def _spawn(self, target: Callable[[], None], name: str) -> None:
+        try:
+            self._cluster.process.spawn(target, name)
+        except RuntimeError:  # the system allows no more threads: removing workers is the way out, so do it here
+            target()
 
     def _remove(self, pid: int) -> None:
         cluster = self._cluster

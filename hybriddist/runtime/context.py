@@ -37,3 +37,11 @@ def become(process: Process | None) -> None:
 def enter(process: Process) -> None:
     """Make this thread work for ``process``."""
     _of_this_context.set(process)
+
+
+def forget(process: Process) -> None:
+    """This thread and the interpreter no longer work for ``process``."""
+    if _default.process is process:
+        _default.process = None
+    if _of_this_context.get() is process:
+        _of_this_context.set(None)

@@ -40,6 +40,7 @@ from hybriddist.core.messages import (
 from hybriddist.errors import RemoteProtocolError, SerializationError, TransportError
 from hybriddist.ids import DRIVER, RRID
 from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.copies import end_copy
 from hybriddist.runtime.execution import call_in_user_code
 from hybriddist.transport import Buffer
 
@@ -86,8 +87,12 @@ def _run_call(peer: Peer, call: Call, definition: ReceivedFunction | None) -> No
         else:
             value = process.executor.interruptible(perform, call, definition)
     except BaseException as error:
+        if process.is_copy:
+            end_copy(error)
         _finish_call(peer, call, Outcome.ERROR, captured.capture(error))
         return
+    if process.is_copy:
+        end_copy(None)
     if type(value) is CoroutineType:
         process.coroutines.start(value).add_done_callback(partial(_finish_coroutine, peer, call))
     elif mode & 0x0F:
@@ -174,8 +179,12 @@ class Each:
                 _report_start(peer, number)
                 value = peer.process.executor.interruptible(call_in_user_code, self._function, args, _NO_KEYWORDS)
         except BaseException as error:
+            if peer.process.is_copy:
+                end_copy(error)
             reply(peer, number, Outcome.ERROR, captured.capture(error))
             return
+        if peer.process.is_copy:
+            end_copy(None)
         if type(value) is CoroutineType:
             call = self._call._replace(call_id=number, mode=Mode.FETCH)
             peer.process.coroutines.start(value).add_done_callback(partial(_finish_coroutine, peer, call))

@@ -94,10 +94,15 @@ class Links:
         with self._lock:
             self._unproven[id(sock)] = sock
             crowded = len(self._unproven) > limits.MAX_UNPROVEN_CONNECTIONS
-            oldest = next(iter(self._unproven.values())) if crowded else None
+            oldest = self._unproven.pop(next(iter(self._unproven))) if crowded else None
         if oldest is not None:
             _shut(oldest)
-        self._process.spawn(lambda: self._greet_and_attach(sock), "hybriddist-greeter")
+        try:
+            self._process.spawn(lambda: self._greet_and_attach(sock), "hybriddist-greeter")
+        except RuntimeError:  # the system allows no more threads: whoever it is hears that at once
+            with self._lock:
+                self._unproven.pop(id(sock), None)
+            sock.close()
 
     def _greet_and_attach(self, sock: socket.socket) -> None:
         deadline = Deadline(limits.HANDSHAKE_SECONDS)
@@ -331,13 +336,16 @@ class Links:
     def close(self) -> None:
         """Accept nothing more."""
         for doorman in self._doormen:
-            self._process.poller.remove(doorman.listener.fileno())
+            self._process.poller.remove(doorman.listener.fileno(), doorman)
             doorman.listener.close()
         self._doormen.clear()
         with self._lock:
             unproven = list(self._unproven.values())
         for sock in unproven:
             _shut(sock)
+        for peer in list(self._buried):
+            if peer not in self._process.peers.values():  # those are closed in good order
+                peer.abort()
 
 
 def bring_together(lower: int, higher: int) -> None:

@@ -223,6 +223,11 @@ class Nursery:
                 self._sock.shutdown(socket.SHUT_WR)
         self._thread.join(timeout)
 
+    def let_go(self) -> None:
+        """In a forked copy of this process: leave the template to the original, whose end it must notice."""
+        self._alive = False
+        self._sock.close()
+
     # ---- the thread that hears ----------------------------------------------------------------------------------
 
     def _hear(self) -> None:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from hybriddist.core.handshake import Role
 from hybriddist.core.lease import RecycledMemory
@@ -28,6 +29,10 @@ from hybriddist.transport import Transport
 
 if TYPE_CHECKING:
     from hybriddist.shm.segment import Budget
+
+
+_QUEUE_SECONDS: Final = 0.005
+"""Between two tries to get into a full queue of connections."""
 
 
 class Paths:
@@ -152,8 +157,16 @@ def _open(scheme: str, where: str, deadline: Deadline) -> socket.socket:
     if scheme == "unix":
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            # A blocking connect waits while the listener's queue is full; one with a time limit fails at once.
             sock.settimeout(deadline.remaining())
-            sock.connect(where)
+            while True:
+                try:
+                    sock.connect(where)
+                    break
+                except BlockingIOError:
+                    if deadline.expired():
+                        raise
+                    time.sleep(_QUEUE_SECONDS)
             sock.settimeout(None)
         except OSError as error:
             sock.close()

@@ -18,6 +18,7 @@ What this module does not know: what a message means (``runtime/handlers.py``), 
 
 from __future__ import annotations
 
+import select
 from _thread import allocate_lock
 from collections.abc import Callable, Sequence
 from threading import RLock
@@ -30,10 +31,13 @@ from hybriddist.core.protocol import Protocol
 from hybriddist.errors import HybridDistError, TransportError
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.poller import READ, WRITE
+from hybriddist.runtime.waiting import receive_blocking
 from hybriddist.transport import Buffer, Frame, Transport
 
 if TYPE_CHECKING:
+    from hybriddist.deadline import Deadline
     from hybriddist.runtime.process import Process
+    from hybriddist.runtime.receiver import SpinPolicy
 
 class Peer:
     """The other end of one connection.
@@ -64,11 +68,14 @@ class Peer:
         self.looks = 0
         """How often somebody has looked: tells the receiver thread whether that goes on."""
         self._timed = protocol.next_wakeup() is not None
-        self._guard = process.guard
+        self.guard = process.guard
         self._handlers = process.handlers
         self._receiver = process.receiver
         self.queue = process.executor.queue
-        self._descriptor = transport.fileno()
+        self.descriptor = transport.fileno()
+        self._watched = True
+        self._poll = select.poll()
+        self._poll.register(self.descriptor, select.POLLIN)
 
     # ---- sending ----------------------------------------------------------------------------------------------
 
@@ -101,8 +108,8 @@ class Peer:
             except TransportError as error:
                 self.lose(error)
                 raise
-        if self._guard.pending:
-            self._guard.deliver()
+        if self.guard.pending:
+            self.guard.deliver()
         return done
 
     def _wait_for_room(self) -> None:
@@ -112,7 +119,7 @@ class Peer:
         try:
             while not self.flush():
                 if transport.wants_write():
-                    self.process.wait_writable(self._descriptor, 0.05)
+                    self.process.wait_writable(self.descriptor, 0.05)
                 else:
                     self.process.pause(pause)  # the peer frees room at memory speed; a doorbell would cost more
                     pause = min(pause * 2, 1e-3)
@@ -134,8 +141,8 @@ class Peer:
             except TransportError as error:
                 self.lose(error)
                 raise
-        if self._guard.pending:
-            self._guard.deliver()
+        if self.guard.pending:
+            self.guard.deliver()
         return done
 
     def send_frame(self, head: bytes, buffers: Sequence[Buffer]) -> None:
@@ -160,23 +167,23 @@ class Peer:
 
     def on_ready(self) -> None:  # shielded
         """The descriptor is ready: called by the thread that polls."""
-        try:
-            self.transport.acknowledge()
-            if self.transport.pending_bytes():
-                self._flush_quietly()
-        except (TransportError, HybridDistError) as error:
-            self.lose(error)
-            return
         self._missed = True
         self._receive_if_free()
 
     def _receive_if_free(self) -> None:
+        """Hand out what was missed, unless somebody holds `recv_lock`, who will then look at ``_missed`` himself.
+
+        The doorbell is taken off under the lock only: its bytes may be what the holder is waiting for.
+        """
         while self._missed and self.recv_lock.acquire(False):
             try:
                 self._missed = False
+                self.take_bell()
                 self._drain()
                 if self.looking:
                     self._rearm()  # who looked may give up at this moment, and leave it to us who have the lock
+            except HybridDistError as error:
+                self.lose(error)
             finally:
                 self.recv_lock.release()
 
@@ -208,29 +215,54 @@ class Peer:
         if self.queue:
             self._receiver.queued()
 
-    def spin(self, seconds: float, completion: Completion) -> bool:  # shielded
-        """Receive on the calling thread until ``completion`` is done, for about ``seconds``; whether it is done.
+    def wait_for(self, completion: Completion, policy: SpinPolicy, deadline: Deadline) -> bool:  # shielded
+        """Receive on the calling thread until ``completion`` is done; whether it is.
 
-        If it is, the doorbell is not asked for again: the next call is likely to come in microseconds, and asking in
-        between costs as much as the frame. The receiver thread does so when nobody has looked for a while.
+        First it polls for some microseconds, then it blocks on the descriptor itself: to be woken by another thread
+        that was woken by the peer costs two more switches (80 µs for a call instead of 30). What comes for others
+        meanwhile is handed out. False: another thread receives already, the connection is lost, or the time is over.
+
+        If it is done the doorbell is not asked for again: the next call is likely to come in microseconds, and asking
+        in between costs as much as the frame. The receiver thread does so when nobody has looked for a while.
         """
         if self.lost is not None or not self.recv_lock.acquire(False):
             return completion.done
         try:
-            self._receive_for(seconds, completion)
+            if not self.looking:
+                self.begin_looking()
+            seconds = policy.seconds()
+            if seconds:
+                policy.tell(self._receive_for(seconds, completion))
+            if not completion.done:
+                self._receiver.about_to_block()
+                receive_blocking((self,), self._poll, completion, deadline)
         except HybridDistError as error:
             self.lose(error)
         finally:
-            self.end_looking(completion.done)
-        if self._guard.pending:
-            self._guard.deliver()
+            self.end_looking(completion.done and not self.pending)
+        if self.guard.pending:
+            self.guard.deliver()
         return completion.done
+
+    def take_bell(self) -> None:
+        """The descriptor was ready: take the doorbell off, and write what waits for room."""
+        self.transport.acknowledge()
+        if self.transport.pending_bytes():
+            self._flush_quietly()
+
+    def watch_nothing(self) -> None:
+        """The receiver thread need not wake for this descriptor: the calling thread waits on it itself."""
+        if self._watched:
+            self._watched = False
+            self.process.poller.watch(self.descriptor, 0)
 
     def look(self, seconds: float) -> bool:  # shielded
         """Receive on a worker's main thread until anything has come. It goes on looking afterwards, until `rest`."""
         if self.lost is not None or not self.recv_lock.acquire(False):
             return False
         try:
+            if not self.looking:
+                self.begin_looking()
             return self._receive_for(seconds, None)
         except HybridDistError as error:
             self.lose(error)
@@ -244,8 +276,6 @@ class Peer:
         The CPU is not offered to others in between (`sched_yield`): on a busy machine that costs a time slice, many
         times what is won, and without it the loop is over in 50 µs.
         """
-        if not self.looking:
-            self.begin_looking()
         receive = self.transport.receive
         end = 0.0
         while completion is None or not completion.done:
@@ -278,7 +308,7 @@ class Peer:
         if self.transport.rings_doorbell:
             self.transport.disarm()
         else:
-            self.process.poller.watch(self._descriptor, 0)
+            self.watch_nothing()
 
     def look_once(self) -> bool:
         """Hand out what is here; whether there was anything."""
@@ -292,6 +322,10 @@ class Peer:
         except HybridDistError as error:
             self.lose(error)
         return False
+
+    def arm(self) -> bool:
+        """Ask for the doorbell; True if something came meanwhile, or if the connection is lost."""
+        return self.lost is not None or self.transport.arm()
 
     def end_looking(self, stay: bool = False) -> None:
         """Let go of `recv_lock`, and arm the doorbell, unless more is expected in microseconds (``stay``)."""
@@ -310,9 +344,9 @@ class Peer:
 
     def _rearm(self) -> None:
         self.looking = False
-        if not self.transport.rings_doorbell:
+        if not self._watched:
             self.watch()
-        elif self.lost is None:
+        if self.transport.rings_doorbell and self.lost is None:
             try:
                 if self.transport.arm():
                     self._drain()
@@ -322,7 +356,8 @@ class Peer:
     def watch(self) -> None:
         """Have the descriptor polled for what matters now."""
         if self.lost is None:
-            self.process.poller.watch(self._descriptor, READ | WRITE if self.transport.wants_write() else READ)
+            self._watched = True
+            self.process.poller.watch(self.descriptor, READ | WRITE if self.transport.wants_write() else READ)
 
     def _flush_quietly(self) -> None:
         with self.send_lock:
@@ -342,7 +377,7 @@ class Peer:
 
     def detach(self) -> None:
         """Stop polling, before the transport is closed."""
-        self.process.poller.remove(self._descriptor)
+        self.process.poller.remove(self.descriptor, self)
 
     def close(self, timeout: float) -> None:
         """End in good order: flush, tell the peer, close."""
@@ -366,28 +401,3 @@ class Peer:
 
     def __repr__(self) -> str:
         return f"<Peer {self.pid} by {self.transport.scheme}{'' if self.lost is None else ' lost'}>"
-
-
-def spin_together(peers: Sequence[Peer], seconds: float, completion: Completion) -> bool:  # shielded
-    """Receive from several peers on the calling thread until ``completion`` is done, as `Peer.spin` does from one."""
-    held = [peer for peer in peers if peer.lost is None and peer.recv_lock.acquire(False)]
-    try:
-        for peer in held:
-            if not peer.looking:
-                peer.begin_looking()
-        end = perf_counter() + seconds
-        while not completion.done:
-            came = False
-            for peer in held:
-                came |= peer.look_once()
-            now = perf_counter()
-            if came:
-                end = now + seconds
-            elif now > end:
-                break
-    finally:
-        for peer in held:
-            peer.end_looking(completion.done)
-    if held and held[0]._guard.pending:
-        held[0]._guard.deliver()
-    return completion.done

@@ -75,10 +75,11 @@ class Poller:
             else:
                 self._selector.register(descriptor, _selector_events(mask))
 
-    def remove(self, descriptor: int) -> None:
-        """Forget a descriptor; nothing happens if it is not known."""
-        if self._sources.pop(descriptor, None) is None:
+    def remove(self, descriptor: int, source: Source) -> None:
+        """Forget a descriptor, unless it is another source's: closed ones are given out again at once."""
+        if self._sources.get(descriptor) is not source:
             return
+        del self._sources[descriptor]
         try:
             if self._epoll is not None:
                 self._epoll.unregister(descriptor)

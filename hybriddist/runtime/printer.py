@@ -78,8 +78,12 @@ class Printer:
 
     def _start(self) -> None:
         if self._thread is None and not self._closed:
-            self._thread = Thread(target=self._print, name="hybriddist-printer", daemon=True)
-            self._thread.start()
+            thread = Thread(target=self._print, name="hybriddist-printer", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return  # no more threads to be had now: the next line tries again
+            self._thread = thread
 
     def _print(self) -> None:
         leave_to_main_thread()

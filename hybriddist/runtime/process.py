@@ -29,23 +29,25 @@ from hybriddist.core import captured as captured_module
 from hybriddist.core import payload
 from hybriddist.core.exits import ExitReason
 from hybriddist.core.messages import ANSWERED, Call, Mode, Outcome, Request, new
-from hybriddist.deadline import Deadline
+from hybriddist.deadline import NEVER, Deadline
 from hybriddist.errors import RemoteException, TransportError
 from hybriddist.ids import RRID
 from hybriddist.runtime import handlers, links
 from hybriddist.runtime.claims import References
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.context import enter
+from hybriddist.runtime.copies import mind_copies
 from hybriddist.runtime.coroutines import Coroutines
 from hybriddist.runtime.execution import Executor, call_in_user_code
 from hybriddist.runtime.interrupts import InterruptGuard
 from hybriddist.runtime.paths import Paths
-from hybriddist.runtime.peer import Peer, spin_together
+from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.poller import Poller
 from hybriddist.runtime.receiver import Receiver, SpinPolicy
 from hybriddist.runtime.roster import Roster
 from hybriddist.runtime.signals import leave_to_main_thread
 from hybriddist.runtime.store import Store
+from hybriddist.runtime.waiting import wait_for_any, wait_ready
 from hybriddist.settings import Settings
 
 # Plain numbers: looking up a member of an enumeration costs as much as a dictionary.
@@ -85,8 +87,8 @@ class Process:
         self.owner: Any = None
         """Who manages this process on a higher floor: the driver's cluster."""
         self.guard = InterruptGuard(
-            (Peer._send_now, Peer.flush, Peer.on_ready, Peer.spin, spin_together, Receiver.serve),
-            (call_in_user_code, handlers.perform),
+            (Peer._send_now, Peer.flush, Peer.on_ready, Peer.wait_for, wait_for_any, Receiver.serve),
+            (call_in_user_code, handlers.perform, wait_ready),
             ignore_unless_exposed=worker,
             also=self._interrupt_threads,
         )
@@ -116,6 +118,9 @@ class Process:
         self.turns = itertools.count()
         """Whose turn it is when any worker will do."""
         self._lock = threading.Lock()
+        self.is_copy = False
+        """Whether this is a copy that user code has forked: no member of the cluster."""
+        mind_copies(self)
 
     # ---- calls ------------------------------------------------------------------------------------------------
 
@@ -202,30 +207,22 @@ class Process:
             raise
         return completion
 
-    def wait(self, completion: Completion, peer: Peer | None = None, deadline: Deadline | None = None) -> bool:
-        """Wait for a completion: first by looking at ``peer`` on this thread, then by blocking."""
-        if peer is not None and peer.lost is None:
-            policy = self.spin_policy
-            seconds = policy.seconds()
-            if seconds and self.guard.protects_this_thread():
-                paid = peer.spin(seconds, completion)
-                policy.tell(paid)
-                if paid:
-                    return True
+    def wait(self, completion: Completion, peer: Peer | None = None, deadline: Deadline = NEVER) -> bool:
+        """Wait for a completion: by receiving from ``peer`` on this thread, if nobody else does; whether it is done."""
+        if peer is not None and self.guard.protects_this_thread() and (
+            peer.wait_for(completion, self.spin_policy, deadline)
+        ):  # fmt: skip
+            return True
         self.receiver.about_to_block()
         return completion.wait(deadline)
 
     def wait_for_any(self, news: Completion, peers: Sequence[Peer], timeout: float | None) -> bool:
         """Wait until ``news`` is done, which callbacks of results from ``peers`` complete."""
-        policy = self.spin_policy
-        seconds = policy.seconds()
-        if seconds and self.guard.protects_this_thread():
-            paid = spin_together(peers, seconds, news)
-            policy.tell(paid)
-            if paid:
-                return True
+        deadline = Deadline(timeout)
+        if self.guard.protects_this_thread() and wait_for_any(peers, news, self.spin_policy, deadline):
+            return True
         self.receiver.about_to_block()
-        return news.wait(Deadline(timeout))
+        return news.wait(deadline)
 
     def value_of(self, completion: Completion, peer: Peer) -> Any:
         """What a finished call or request brought: its value, or the exception raised here.
@@ -287,7 +284,10 @@ class Process:
 
     def peer_lost(self, peer: Peer, error: BaseException) -> None:
         """A connection ended: find out why and tell everybody who waits, on a thread of its own."""
-        self.spawn(lambda: self.links.bury(peer, error), "hybriddist-obituary")
+        try:
+            self.spawn(lambda: self.links.bury(peer, error), "hybriddist-obituary")
+        except RuntimeError:  # the system allows no more threads; it is better done late than never
+            self.links.bury(peer, error)
 
     def describe(self, join: dict[str, Any]) -> dict[str, Any]:
         """What a worker tells the driver of itself when it joins."""

@@ -150,8 +150,10 @@ CRIMES: dict[str, tuple[Callable[[], Any], int | None, int | None, str]] = {
 }
 
 
-@pytest.mark.parametrize("crime", CRIMES)
-@pytest.mark.parametrize("how", ["fetch", "call", "wait", "do"])
+@pytest.mark.parametrize(
+    ("crime", "how"),
+    [(crime, "fetch") for crime in CRIMES] + [("last words", how) for how in ("call", "wait", "do")],
+)
 def test_the_reason_is_told(workers: list[int], crime: str, how: str) -> None:
     function, exitcode, number, text = CRIMES[crime]
     one, two, three = workers

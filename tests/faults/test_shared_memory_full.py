@@ -21,7 +21,7 @@ from tests.helpers.scripts import ScriptRunner
 Run = Callable[[int, str], str]
 
 SCRIPT = """
-    import os, sys
+    import os, sys, time
     import numpy as np
     import hybriddist as hd
     from tests.helpers.patterns import pattern, seed_of
@@ -35,6 +35,12 @@ SCRIPT = """
     def fill(leave=0):
         with open("/dev/shm/filler", "wb", buffering=0) as file:
             os.posix_fallocate(file.fileno(), 0, free() - leave)
+
+    def until(condition):
+        end = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.005)
 
     def make(seed, size):
         return pattern(seed, size)
@@ -152,7 +158,6 @@ def test_becomes_full_and_empty_again(run: Run) -> None:
     output = run(
         64,
         """
-    import time
     pids = hd.addprocs(2)
     check(pids, sizes=(64 * KIB,))
     fill()
@@ -160,10 +165,8 @@ def test_becomes_full_and_empty_again(run: Run) -> None:
     fill(leave=300 * KIB)
     check(pids)
     os.unlink("/dev/shm/filler")
-    before, end = free(), time.monotonic() + 10
-    while free() == before:  # arrays go through shared memory again
-        check(pids)
-        assert time.monotonic() < end
+    room = free()
+    until(lambda: check(pids) or free() < room)  # arrays go through shared memory again
     assert {hd.path_to(pid) for pid in pids} == {"shm"}
     print("right")
     """,
@@ -178,9 +181,11 @@ def test_every_amount_of_room(run: Run) -> None:
         """
     for leave in (64, 256, 512, 640, 1024, 1200, 1800, 2600):
         fill(leave * KIB)
+        room = free()
         pids = hd.addprocs(2)
         check(pids, sizes=(64 * KIB, 2 * MIB))
         hd.rmprocs(pids)
+        until(lambda: free() == room)  # all memory is given back, and not only some time
     assert os.listdir("/dev/shm") == ["filler"]
     print("right")
     """,

@@ -1,0 +1,30 @@
+"""Who receives when no caller does: a doorbell that somebody stopped asking for is asked for again."""
+
+from __future__ import annotations
+
+import pytest
+
+import hybriddist as hd
+from hybriddist.runtime.peer import Peer
+from hybriddist.runtime.receiver import Receiver
+from hybriddist.testing.clusters import memory_cluster
+
+
+def test_a_peer_given_up_while_a_caller_leaves_it_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller has its answer and leaves the peer unattended; at this very moment the receiver thread gives the peer
+    up because nobody has looked at it for a while. One of the two must ask for the doorbell."""
+    forgotten: list[Peer] = []
+    original = Receiver.keep_an_eye_on
+
+    def keep_an_eye_on(self: Receiver, peer: Peer) -> None:
+        original(self, peer)
+        if self._unattended.pop(peer, None) is not None:  # what the receiver thread does, at the worst moment
+            peer.rest()
+            if peer.looking and peer not in self._unattended:
+                forgotten.append(peer)
+
+    with memory_cluster(1):
+        monkeypatch.setattr(Receiver, "keep_an_eye_on", keep_an_eye_on)
+        for i in range(200):
+            assert hd.remotecall_fetch(abs, 2, -i) == i
+        assert forgotten == []
