@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Generator
 from typing import Any, Final
 
-from hybriddist.core.messages import Operation, Outcome
+from hybriddist.core.messages import Mode, Operation, Outcome
 from hybriddist.deadline import Deadline
 from hybriddist.errors import HybridDistError, InvalidStateException, ProcessExitedException, RemoteException
 from hybriddist.ids import RRID, as_pid
@@ -298,8 +298,9 @@ class Future:
             sources = [source for source in (self._request, self._waiting) if source is not None]
             self._remember(LOST, InvalidStateException(f"{self!r} was finalized: it cannot be used any more"))
         for completion, peer in sources:
-            if peer is not None:
-                _abandon(peer, completion, self._value)
+            if peer is not None and _abandon(peer, completion, self._value):
+                # Who waits may be asleep on the connection itself, and wakes when something comes.
+                self._process.start_call(bool, peer, (), {}, Mode.FETCH, 0, 0)
 
     def _adopt(self, outcome: int, value: Any) -> None:
         """The end has come with another copy of the reference."""
@@ -335,11 +336,13 @@ class Future:
         return _revive_dead, ()
 
 
-def _abandon(peer: Peer, completion: Completion, error: BaseException) -> None:
-    """End a request here; its answer, if one comes, is not wanted any more."""
+def _abandon(peer: Peer, completion: Completion, error: BaseException) -> bool:
+    """End a request here: its answer is not wanted any more. False if it has come already."""
     for call_id, pending in list(peer.pending.items()):
-        if pending is completion and peer.pending.pop(call_id, None) is not None:  # else it has just been answered
+        if pending is completion and peer.pending.pop(call_id, None) is not None:
             completion.complete(LOST, error)
+            return True
+    return False
 
 
 def _run_callback(function: Callable[[Future], Any], future: Future) -> None:

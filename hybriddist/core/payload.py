@@ -99,7 +99,7 @@ def loads(body: Buffer, buffers: Iterable[Buffer] = ()) -> Any:
             chained.
     """
     try:
-        if _NAMES_SOMETHING in body:
+        if type(body) is not bytes or _NAMES_SOMETHING in body:
             return _Unpickler(io.BytesIO(body), buffers=buffers).load()
         return _loads(body, buffers=buffers)
     except KeyboardInterrupt:

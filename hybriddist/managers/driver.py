@@ -238,6 +238,8 @@ class Cluster:
                 config.process.release()
         if self._context is not None:
             self._context.let_go()
+        if self._folder is not None:
+            self._folder.let_go()
 
     def close(self) -> None:
         """Let go of everything; workers that are still there are ended by force."""

@@ -73,7 +73,8 @@ class LocalContext:
         with self._lock:
             nursery = self._nurseries.get(key)
             if nursery is None or not nursery.alive:
-                nursery = Nursery(executable, flags, environment, interpreter.module_path(), self._runner)
+                path, folder = interpreter.module_path(), self.socket_directory
+                nursery = Nursery(executable, flags, environment, path, self._runner, folder)
                 self._nurseries[key] = nursery
             return nursery
 

@@ -55,6 +55,12 @@ class Folder:
             os.close(self._fd)
             self._fd = -1
 
+    def let_go(self) -> None:
+        """In a forked copy of the driver: the lock is the original's, and must end with it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     def sweep(self) -> list[str]:
         """Remove the abandoned folders of this user beside this one; their paths."""
         root = os.path.dirname(self.path)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
 _COMMAND: Final = (
-    "import sys; sys.path[:] = sys.argv[3:]; "
-    "from hybriddist.runtime.template import main; main(int(sys.argv[1]), sys.argv[2])"
+    "import sys; sys.path[:] = sys.argv[4:]; "
+    "from hybriddist.runtime.template import main; main(int(sys.argv[1]), *sys.argv[2:4])"
 )
 """``sys.path`` first: not even the standard library is looked up in the current directory."""
 
@@ -106,6 +106,7 @@ class Nursery:
         env: the whole environment of the template; a worker's differences from it belong into its options.
         sys_path: where the template looks for its modules; absolute.
         runner: "module:function" that the copies run; tests put their own here.
+        folder: where the workers' sockets will be; the template removes it when the driver is gone.
 
     Raises:
         LaunchError: the interpreter cannot be started.
@@ -118,6 +119,7 @@ class Nursery:
         env: Mapping[str, str],
         sys_path: Sequence[str],
         runner: str = DEFAULT_RUNNER,
+        folder: str | None = None,
     ) -> None:
         self.env = dict(env)
         self._changed = Condition(Lock())
@@ -130,7 +132,8 @@ class Nursery:
         self._sock, theirs = socket.socketpair()
         with theirs:
             try:
-                self._process = self._spawn(executable, flags, theirs, sys_path, runner)
+                arguments = [str(theirs.fileno()), runner, folder or "", *sys_path]
+                self._process = self._spawn([executable, *flags, "-c", _COMMAND, *arguments], theirs)
             except OSError as error:
                 self._sock.close()
                 raise LaunchError(f"the interpreter {executable!r} cannot be started: {error}") from error
@@ -138,13 +141,11 @@ class Nursery:
         self._thread = Thread(target=self._hear, name="hybriddist-nursery", daemon=True)
         self._thread.start()
 
-    def _spawn(
-        self, executable: str, flags: Sequence[str], theirs: socket.socket, sys_path: Sequence[str], runner: str
-    ) -> Popen[bytes]:
+    def _spawn(self, command: list[str], theirs: socket.socket) -> Popen[bytes]:
         import subprocess
 
         return subprocess.Popen(
-            [executable, *flags, "-c", _COMMAND, str(theirs.fileno()), runner, *sys_path],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -45,8 +45,7 @@ class Peer:
     Attributes:
         pid: the other process; 0 until it has introduced itself.
         pending: what waits for a `Result`, by call id.
-        lost: what ended the connection, or None. The text alone: an exception would keep, with its traceback, this peer
-            and its memory in a cycle.
+        lost: what ended the connection, as text (an exception would keep this peer in a cycle); or None.
     """
 
     def __init__(self, process: Process, transport: Transport, protocol: Protocol, pid: int = 0) -> None:

@@ -34,6 +34,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from hybriddist.runtime import control, folders
 from hybriddist.runtime.options import WorkerOptions
+from hybriddist.shm import segment
 
 RUNNER: Final = "hybriddist.runtime.worker:run"
 """Module and function that a forked worker runs, with its options."""
@@ -53,17 +54,18 @@ class _Birth(NamedTuple):
     descriptors: list[int]
 
 
-def main(fd: int, runner: str = RUNNER) -> NoReturn:
+def main(fd: int, runner: str = RUNNER, folder: str = "") -> NoReturn:
     """Serve as the template of the driver at the other end of socket ``fd``; in the copies: be a worker.
 
     Args:
         fd: the inherited end of the control socket.
         runner: "module:function" called in each copy with the `WorkerOptions`; tests put their own here.
+        folder: where the workers' sockets are; to be removed when the driver is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
     gc.disable()
     run = _preload(runner)
-    birth = _Template(socket.socket(fileno=fd)).serve()
+    birth = _Template(socket.socket(fileno=fd), folder).serve()
     if birth is None:
         os._exit(0)
     # The copy gets here with the template's frames unwound and its descriptors closed.
@@ -92,14 +94,15 @@ class _Template:
 
     Args:
         sock: the control socket.
+        folder: where the workers' sockets are.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, folder: str) -> None:
         self._sock = sock
+        self._folder = folder
         self._children: dict[int, str | None] = {}  # ospid: the worker's socket file
         self._births = 0
         self._warm = False
-        self._folder = ""  # where all of these are
         # SIGCHLD writes a byte here. A plain select could miss a signal that comes just before it blocks.
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._woken, False)
@@ -154,8 +157,7 @@ class _Template:
             return _Birth(request["options"], descriptors)
         for fd in descriptors:
             os.close(fd)
-        self._children[ospid] = unix_path = request["options"].get("unix_path")
-        self._folder = os.path.dirname(unix_path or "") or self._folder
+        self._children[ospid] = request["options"].get("unix_path")
         # A descriptor that stands for the process, made before anybody could wait for it: with it the driver can
         # watch and signal the worker also after the template's death.
         pidfd = -1
@@ -219,6 +221,7 @@ class _Template:
                     os.unlink(unix_path)
         if self._folder:
             folders.leave_folder(self._folder)
+        segment.sweep()  # what was being handed over at that moment, and had a name still
 
 
 def _become_worker(birth: _Birth, run: Callable[[WorkerOptions], Any]) -> NoReturn:

@@ -114,6 +114,7 @@ class MemoryCluster:
         self.driver = Process(DRIVER, cookie="not asked for in here")
         self.driver.on_exit = self._on_exit
         self.driver.membership.choose_topology(topology)
+        self.driver.guard.install()
         self.driver.start()
         self.workers: dict[int, Process] = {}
 

@@ -61,7 +61,9 @@ def test_a_short_one_is_taken_with_a_warning() -> None:
         hd.cluster_cookie("x" * 16)
 
 
-@pytest.mark.parametrize("wrong", ["", "x" * 257, "ключ-от-квартиры", "two\nlines-of-text-here", "bell\a" * 5, "nul\0" * 5])
+@pytest.mark.parametrize(
+    "wrong", ["", "x" * 257, "ключ-от-квартиры", "two\nlines-of-text-here", "bell\a" * 5, "nul\0" * 5]
+)
 def test_what_is_no_cookie(wrong: str) -> None:
     before = hd.cluster_cookie()
     with pytest.raises(ValueError, match="the cookie must be 1 to 256 printable ASCII characters"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -18,97 +19,110 @@ pytestmark = pytest.mark.leaks_by_module
 
 
 class Printed:
-    """What the driver has printed in this test."""
+    """What the driver prints in a ``with`` block. (Pytest's capture loses what is written while it is being read.)"""
 
-    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
-        self._capfd = capfd
-        self.out = self.err = ""
-
-    def look(self) -> Printed:
-        out, err = self._capfd.readouterr()
-        self.out += out
-        self.err += err
+    def __enter__(self) -> Printed:
+        self._before = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = self._streams = io.StringIO(), io.StringIO()
         return self
 
-    def wait_for(self, text: str, stream: str = "out") -> str:
-        return poll_for(lambda: text in getattr(self.look(), stream) and getattr(self, stream), what=text)
+    def __exit__(self, *_: object) -> None:
+        sys.stdout, sys.stderr = self._before
+
+    @property
+    def out(self) -> str:
+        return self._streams[0].getvalue()
+
+    @property
+    def err(self) -> str:
+        return self._streams[1].getvalue()
+
+    def wait_for(self, text: str, stream: str = "out") -> None:
+        poll_for(lambda: text in getattr(self, stream), what=repr(text))
 
 
-@pytest.fixture
-def printed(capfd: pytest.CaptureFixture[str]) -> Printed:
-    return Printed(capfd)
+def test_each_line_has_the_number_of_its_worker(cluster: list[int]) -> None:
+    with Printed() as printed:
+        for pid in cluster:
+            hd.remotecall_fetch(print, pid, f"I am {pid}\nand this is a second line")
+        for pid in cluster:
+            printed.wait_for(f"From worker {pid}:\tand this is a second line\n")
+        lines = sorted(printed.out.splitlines())
+        told = [
+            f"From worker {pid}:\t{text}" for pid in cluster for text in (f"I am {pid}", "and this is a second line")
+        ]
+        assert [line.strip() for line in lines] == sorted(told)
+        assert printed.err == ""
 
 
-def test_each_line_has_the_number_of_its_worker(cluster: list[int], printed: Printed) -> None:
-    for pid in cluster:
-        hd.remotecall_fetch(print, pid, f"I am {pid}\nand this is a second line")
-    for pid in cluster:
-        printed.wait_for(f"      From worker {pid}:\tI am {pid}\n".lstrip(" "))
-    lines = sorted(printed.out.splitlines())
-    told = [f"From worker {pid}:\t{text}" for pid in cluster for text in (f"I am {pid}", "and this is a second line")]
-    assert [line.strip() for line in lines] == sorted(told)
-    assert printed.err == ""
+def test_stderr_stays_stderr(cluster: list[int]) -> None:
+    with Printed() as printed:
+
+        def complain() -> None:
+            import sys
+
+            print("to stderr", file=sys.stderr)
+            print("to stdout")
+
+        hd.remotecall_fetch(complain, cluster[0])
+        printed.wait_for("to stdout\n")
+        printed.wait_for(f"From worker {cluster[0]}:\tto stderr\n", "err")
+        assert "stderr" not in printed.out
 
 
-def test_stderr_stays_stderr(cluster: list[int], printed: Printed) -> None:
-    def complain() -> None:
-        import sys
-
-        print("to stderr", file=sys.stderr)
-        print("to stdout")
-
-    hd.remotecall_fetch(complain, cluster[0])
-    printed.wait_for("to stdout\n")
-    printed.wait_for(f"From worker {cluster[0]}:\tto stderr\n", "err")
-    assert "stderr" not in printed.out
+def test_lines_of_programs_that_calls_start(cluster: list[int]) -> None:
+    with Printed() as printed:
+        hd.remotecall_fetch(os.system, cluster[0], "echo from a shell; echo and an error >&2")
+        printed.wait_for(f"From worker {cluster[0]}:\tfrom a shell\n")
+        printed.wait_for(f"From worker {cluster[0]}:\tand an error\n", "err")
 
 
-def test_lines_of_programs_that_calls_start(cluster: list[int], printed: Printed) -> None:
-    hd.remotecall_fetch(os.system, cluster[0], "echo from a shell; echo and an error >&2")
-    printed.wait_for(f"From worker {cluster[0]}:\tfrom a shell\n")
-    printed.wait_for(f"From worker {cluster[0]}:\tand an error\n", "err")
+def test_an_unfinished_line_is_not_mixed_with_another(cluster: list[int]) -> None:
+    with Printed() as printed:
+        one, two, _ = cluster
+
+        def begin(text: str, end: str) -> None:
+            print(text, end=end, flush=True)
+
+        hd.remotecall_fetch(begin, one, "begun by one, ", "")
+        hd.remotecall_fetch(begin, two, "whole line of two", "\n")
+        printed.wait_for("whole line of two\n")
+        hd.remotecall_fetch(begin, one, "ended by one", "\n")
+        printed.wait_for(f"From worker {one}:\tbegun by one, ended by one\n")
 
 
-def test_an_unfinished_line_is_not_mixed_with_another(cluster: list[int], printed: Printed) -> None:
-    one, two, _ = cluster
-
-    def begin(text: str, end: str) -> None:
-        print(text, end=end, flush=True)
-
-    hd.remotecall_fetch(begin, one, "begun by one, ", "")
-    hd.remotecall_fetch(begin, two, "whole line of two", "\n")
-    printed.wait_for("whole line of two\n")
-    hd.remotecall_fetch(begin, one, "ended by one", "\n")
-    printed.wait_for(f"From worker {one}:\tbegun by one, ended by one\n")
+def test_a_relayed_line_keeps_its_first_label(cluster: list[int]) -> None:
+    with Printed() as printed:
+        hd.remotecall_fetch(print, cluster[0], "      From worker 99:\tpassed on")
+        printed.wait_for("From worker 99:\tpassed on\n")
+        assert f"From worker {cluster[0]}" not in printed.out
 
 
-def test_a_relayed_line_keeps_its_first_label(cluster: list[int], printed: Printed) -> None:
-    hd.remotecall_fetch(print, cluster[0], "      From worker 99:\tpassed on")
-    printed.wait_for("From worker 99:\tpassed on\n")
-    assert f"From worker {cluster[0]}" not in printed.out
+def test_bytes_that_are_no_text(cluster: list[int]) -> None:
+    with Printed() as printed:
+        hd.remotecall_fetch(os.write, cluster[0], 1, b"caf\xe9 \xe2\x82\xac\n")
+        printed.wait_for(f"From worker {cluster[0]}:\tcaf")
+        assert "€" in printed.out
 
 
-def test_bytes_that_are_no_text(cluster: list[int], printed: Printed) -> None:
-    hd.remotecall_fetch(os.write, cluster[0], 1, b"caf\xe9 \xe2\x82\xac\n")
-    printed.wait_for(f"From worker {cluster[0]}:\tcaf")
-    assert "€" in printed.out
+def test_a_failed_remote_do_is_shown_at_the_worker(cluster: list[int]) -> None:
+    with Printed() as printed:
+        hd.remote_do(int, cluster[0], "no number")
+        printed.wait_for("invalid literal for int() with base 10: 'no number'", "err")
+        assert f"From worker {cluster[0]}:\t" in printed.err
+        assert printed.out == ""
 
 
-def test_a_failed_remote_do_is_shown_at_the_worker(cluster: list[int], printed: Printed) -> None:
-    hd.remote_do(int, cluster[0], "no number")
-    printed.wait_for("invalid literal for int() with base 10: 'no number'", "err")
-    assert f"From worker {cluster[0]}:\t" in printed.err
-    assert printed.out == ""
+def test_a_flood_loses_nothing(cluster: list[int]) -> None:
+    with Printed() as printed:
 
+        def flood() -> None:
+            for number in range(20_000):
+                print(number)
 
-def test_a_flood_loses_nothing(cluster: list[int], printed: Printed) -> None:
-    def flood() -> None:
-        for number in range(20_000):
-            print(number)
-
-    hd.remotecall_fetch(flood, cluster[0])
-    printed.wait_for("\t19999\n")
-    assert [int(n) for n in re.findall(rf"From worker {cluster[0]}:\t(\d+)\n", printed.out)] == list(range(20_000))
+        hd.remotecall_fetch(flood, cluster[0])
+        printed.wait_for("\t19999\n")
+        assert [int(n) for n in re.findall(rf"From worker {cluster[0]}:\t(\d+)\n", printed.out)] == list(range(20_000))
 
 
 def test_a_driver_that_does_not_read_does_not_block_its_workers(run_python: ScriptRunner) -> None:
@@ -168,19 +182,19 @@ def chatty(tmp_path: Path) -> Callable[[str], list[str]]:
     return chatty
 
 
-def test_a_banner_is_tolerated_and_shown(cluster: list[int], chatty: Callable[[str], list[str]], printed: Printed) -> None:
-    (pid,) = hd.addprocs(1, exename=chatty(f'exec {sys.executable} "$@"'))
-    assert hd.remotecall_fetch(abs, pid, -7) == 7
-    printed.wait_for("\tFrom worker startup:\tWelcome to this machine\n")
-    printed.wait_for("be careful\n", "err")
-    hd.remotecall_fetch(print, pid, "at work")
-    printed.wait_for(f"From worker {pid}:\tat work\n")
-    hd.rmprocs(pid)
+def test_a_banner_is_tolerated_and_shown(cluster: list[int], chatty: Callable[[str], list[str]]) -> None:
+    with Printed() as printed:
+        (pid,) = hd.addprocs(1, exename=chatty(f'exec {sys.executable} "$@"'))
+        assert hd.remotecall_fetch(abs, pid, -7) == 7
+        printed.wait_for("\tFrom worker startup:\tWelcome to this machine\n")
+        printed.wait_for("be careful\n", "err")
+        hd.remotecall_fetch(print, pid, "at work")
+        printed.wait_for(f"From worker {pid}:\tat work\n")
+        hd.rmprocs(pid)
 
 
-def test_a_banner_is_shown_also_when_the_launch_fails(
-    cluster: list[int], chatty: Callable[[str], list[str]], printed: Printed
-) -> None:
-    with pytest.raises(hd.CompositeException):
-        hd.addprocs(1, exename=chatty("exit 1"))
-    printed.wait_for("\tFrom worker startup:\tWelcome to this machine\n")
+def test_a_banner_is_shown_also_when_the_launch_fails(cluster: list[int], chatty: Callable[[str], list[str]]) -> None:
+    with Printed() as printed:
+        with pytest.raises(hd.CompositeException):
+            hd.addprocs(1, exename=chatty("exit 1"))
+        printed.wait_for("\tFrom worker startup:\tWelcome to this machine\n")

@@ -299,7 +299,9 @@ def test_finalizing_leaves_the_value_to_others(cluster: list[int]) -> None:
     hd.remotecall_wait(drop, cluster[1], "f")
 
 
-def test_finalizing_ends_a_wait_in_another_thread(cluster: list[int]) -> None:
+@pytest.mark.parametrize("is_kept", [False, True], ids=["by nobody", "by another process"])
+def test_finalizing_ends_a_wait_in_another_thread(is_kept: bool, cluster: list[int]) -> None:
+    """Whether or not the owner has anything to say about it."""
     for verb in ("fetch", "wait"):
         future = hd.Future(cluster[0])
         ends: list[BaseException] = []
@@ -313,8 +315,12 @@ def test_finalizing_ends_a_wait_in_another_thread(cluster: list[int]) -> None:
         thread = threading.Thread(target=wait)
         thread.start()
         poll_for(lambda future=future: is_held(future, cluster[0]))  # the thread has asked
+        if is_kept:
+            hd.remotecall_wait(keep, cluster[1], "f", future)
         hd.finalize(future)
         thread.join(10)
+        if is_kept:
+            hd.remotecall_wait(drop, cluster[1], "f")
         assert [type(end) for end in ends] == [hd.InvalidStateException]
 
 

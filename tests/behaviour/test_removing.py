@@ -133,6 +133,7 @@ def test_the_same_worker_twice_at_once() -> None:
 def test_busy_workers_go_without_delay(transport: str) -> None:
     """Their calls end with the news, not with a result."""
     one, two = hd.addprocs(2, transport=transport)
+
     def compute() -> None:
         for _ in range(10**12):
             pass

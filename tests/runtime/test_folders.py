@@ -83,6 +83,18 @@ def test_the_last_worker_of_a_dead_driver_removes_the_folder(other_driver: tuple
     folders.leave_folder(str(path))
 
 
+def test_a_forked_copy_does_not_hold_it_for_the_dead() -> None:
+    """The lock belongs to all copies of the descriptor: each but the driver's own has to be closed."""
+    mine = Folder()
+    ospid = os.fork()
+    if ospid == 0:
+        mine.let_go()
+        os._exit(folders._remove_abandoned(mine.path))
+    assert os.waitstatus_to_exitcode(os.waitpid(ospid, 0)[1]) == 0
+    assert os.path.isdir(mine.path)
+    mine.remove()
+
+
 def test_what_is_not_ours_stays(tmp_path: Path) -> None:
     root = Path(os.environ["TMPDIR"])
     (root / "hybriddist-file").touch()
