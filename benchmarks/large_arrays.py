@@ -118,8 +118,8 @@ def over_shm(plan: Plan) -> list[Row]:
     rivals = {"one warm copy": warm_copy(items)}
     with worker("shm") as pid:
         return [
-            *compare("100 MB argument, shared memory", as_argument(pid, items), rivals, plan),
-            *compare("100 MB result, shared memory", as_result(pid, items), rivals, plan),
+            *compare("100 MB argument, shared memory", as_argument(pid, items), rivals, plan, bar=2.0),
+            *compare("100 MB result, shared memory", as_result(pid, items), rivals, plan, bar=2.0),
         ]
 
 
@@ -129,6 +129,6 @@ def over_tcp(plan: Plan) -> list[Row]:
     with socket_stream(8 * items) as stream, worker("tcp") as pid:
         rivals = {"bare socket": stream}
         return [
-            *compare("100 MB argument, TCP", as_argument(pid, items), rivals, plan),
-            *compare("100 MB result, TCP", as_result(pid, items), rivals, plan),
+            *compare("100 MB argument, TCP", as_argument(pid, items), rivals, plan, bar=1 / 0.8),
+            *compare("100 MB result, TCP", as_result(pid, items), rivals, plan, bar=1 / 0.8),
         ]

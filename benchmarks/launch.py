@@ -29,10 +29,10 @@ def cold(script: str, workers: int) -> Round:
 def two(plan: Plan) -> list[Row]:
     """2 workers."""
     rivals = {"Pool(2), spawn": cold("cold_pool", 2)}
-    return compare("addprocs(2), first results", cold("cold_addprocs", 2), rivals, plan)
+    return compare("addprocs(2), first results", cold("cold_addprocs", 2), rivals, plan, bar=1.0)
 
 
 def sixteen(plan: Plan) -> list[Row]:
     """16 workers."""
     rivals = {"Pool(16), spawn": cold("cold_pool", 16)}
-    return compare("addprocs(16), first results", cold("cold_addprocs", 16), rivals, plan)
+    return compare("addprocs(16), first results", cold("cold_addprocs", 16), rivals, plan, bar=0.5)

@@ -135,11 +135,11 @@ def over_shm(plan: Plan) -> list[Row]:
     trips = TRIPS // plan.scale
     with pipe_echo(trips) as pipe, socket_echo(trips) as tcp, calls("shm", trips) as ours:
         rivals = {"multiprocessing.Pipe echo": pipe, "bare TCP echo": tcp}
-        return compare("round trip, shared memory", ours, rivals, plan)
+        return compare("round trip, shared memory", ours, rivals, plan, bar=1.0)
 
 
 def over_tcp(plan: Plan) -> list[Row]:
     """A call over TCP, against the echo over bare TCP."""
     trips = TRIPS // plan.scale
     with socket_echo(trips) as tcp, calls("tcp", trips) as ours:
-        return compare("round trip, TCP", ours, {"bare TCP echo": tcp}, plan)
+        return compare("round trip, TCP", ours, {"bare TCP echo": tcp}, plan, bar=1.5)

@@ -288,12 +288,7 @@ class FrameDecoder:
             magic, count, head_bytes, own_checksum, checksum = _unpack_header(data, position)
             head_begin = position + HEADER_BYTES + count * ENTRY_BYTES
             head_end = head_begin + head_bytes
-            if (
-                head_end > end
-                or magic != _MAGIC
-                or head_bytes > max_head_bytes
-                or count > self._max_buffers
-            ):
+            if head_end > end or magic != _MAGIC or head_bytes > max_head_bytes or count > self._max_buffers:
                 break
             head = bytes(data[head_begin:head_end])
             if not count:

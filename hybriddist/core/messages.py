@@ -54,6 +54,7 @@ class Mode(IntEnum):
 ANSWERED: Final = 0x20
 """Part of the modes whose call is answered by a `Result`."""
 
+
 class Outcome(IntEnum):
     """How a call or a request ended."""
 

@@ -49,7 +49,8 @@ class Executor:
         self._idle: deque[LockType] = deque()
         self._threads = 0
         self._threads_lock = allocate_lock()
-        self._stuck_at: object = None
+        self._stuck_at = 0
+        """The id of the item that headed the queue at the last look. Not the item: that would keep arguments alive."""
         self._started_at = 0.0
         self._allowance = 1
         self._closed = False
@@ -85,12 +86,12 @@ class Executor:
         except IndexError:
             pass
         now = monotonic()
-        stuck = head is self._stuck_at
+        stuck = id(head) == self._stuck_at
         if now - self._started_at < (_STUCK_SECONDS if stuck else _PACE_SECONDS):
             self._process.poller.wake()  # the receiver looks again soon, with the queue in its mind
             return
         self._started_at = now
-        self._stuck_at = head
+        self._stuck_at = id(head)
         self._allowance = min(self._allowance * 2, 64) if stuck else 1
         for _ in range(min(self._allowance, len(queue))):
             if not self._start_thread():

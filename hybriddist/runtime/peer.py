@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hybriddist.runtime.process import Process
     from hybriddist.runtime.receiver import SpinPolicy
 
+
 class Peer:
     """The other end of one connection.
 
@@ -89,11 +90,7 @@ class Peer:
             self._wait_for_room()
 
     def post(self, message: Message) -> None:
-        """Send one message without ever waiting; what does not fit is written by the thread that receives.
-
-        Raises:
-            TransportError: the connection is gone.
-        """
+        """As `send`, but never waiting: what does not fit is written by the thread that receives."""
         if not self._send_now(message):
             self.watch()
 

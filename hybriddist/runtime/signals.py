@@ -10,14 +10,16 @@ programs that it starts inherit what it keeps away.
 from __future__ import annotations
 
 import signal
+import threading
 from typing import Final
 
 _KEPT_AWAY: Final = frozenset({signal.SIGINT})
 
 
 def leave_to_main_thread() -> None:
-    """From now on the calling thread takes no SIGINT."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_AWAY)
+    """From now on the calling thread takes no SIGINT; without effect on the main thread, whose it is."""
+    if threading.get_ident() != threading.main_thread().ident:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_AWAY)
 
 
 def take_as_usual() -> None:

@@ -26,7 +26,7 @@ The segment::
 
 from __future__ import annotations
 
-import secrets
+import os
 import socket
 from collections.abc import Callable
 from hmac import compare_digest
@@ -81,7 +81,7 @@ def offer(
     """
     shared = Segment.create(_SEGMENT_BYTES)
     try:
-        nonce = secrets.token_bytes(_NONCE_BYTES)
+        nonce = os.urandom(_NONCE_BYTES)
         shared.memory[:_NONCE_BYTES] = nonce
         _send(sock, PATH_SHM + _OFFER.pack(shared.name.encode(), nonce), deadline)
         answer = _receive(sock, 1, deadline)
@@ -129,7 +129,7 @@ class Probe:
     """
 
     def __init__(self) -> None:
-        self.nonce = secrets.token_bytes(_NONCE_BYTES)
+        self.nonce = os.urandom(_NONCE_BYTES)
         self._segment = Segment.create(_START)
         self._segment.memory[:_NONCE_BYTES] = self.nonce
         self.name = self._segment.name

@@ -23,7 +23,6 @@ import errno
 import functools
 import os
 import re
-import secrets
 import sys
 from threading import Lock
 from types import FunctionType, SimpleNamespace
@@ -164,8 +163,8 @@ def new_name() -> str:
     ospid = os.getpid()
     if sys.platform != "linux":
         # macOS allows 30 characters, and shows no names that could be swept.
-        return f"{PREFIX}{ospid}-0-0-{secrets.token_hex(4)}"
-    return f"{PREFIX}{ospid}-{_start_time(ospid)}-{_pid_namespace()}-{secrets.token_hex(12)}"
+        return f"{PREFIX}{ospid}-0-0-{os.urandom(4).hex()}"
+    return f"{PREFIX}{ospid}-{_start_time(ospid)}-{_pid_namespace()}-{os.urandom(12).hex()}"
 
 
 def is_name(name: str) -> bool:

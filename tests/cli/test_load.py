@@ -18,7 +18,14 @@ print(f"loaded on {hd.myid()}", flush=True)
 
 def test_it_runs_once_on_every_process_and_the_program_sees_it(command_line: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "library.py").write_text(LIBRARY)
-    done = command_line("-p", "2", "-L", "library.py", "-c", "print(where(), NAME, '__file__' in globals())")
+    done = command_line(
+        "-p",
+        "2",
+        "-L",
+        "library.py",
+        "-c",
+        "import sys; sys.stdout.write(f'{where()} {NAME} {\"__file__\" in globals()}\\n')",
+    )
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert [line for line in lines if "From worker" not in line] == ["loaded on 1", "defined on 1 library.py False"]

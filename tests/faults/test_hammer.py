@@ -156,6 +156,12 @@ def test_many_calls_under_way(pair: list[int], seed: int) -> None:
         sent = []
         for _ in range(100):
             own, size, answer_size = choices.randrange(2**40), *choices.choices(SIZES[:5], k=2)
-            sent.append((own, answer_size, hd.remotecall(answer, choices.choice(pair), pattern(own, size), size, answer_size, 0.0)))
+            sent.append(
+                (
+                    own,
+                    answer_size,
+                    hd.remotecall(answer, choices.choice(pair), pattern(own, size), size, answer_size, 0.0),
+                )
+            )
         for own, answer_size, future in sent:
             assert seed_of(future.fetch(timeout=10), answer_size) == own + 1

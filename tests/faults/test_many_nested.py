@@ -1,4 +1,4 @@
-"""Calls that call: round in circles through all processes, many at once. Nobody waits for somebody who waits for him."""
+"""Calls that call: round in circles through all processes, many at once, and nobody waits in a circle."""
 
 from __future__ import annotations
 

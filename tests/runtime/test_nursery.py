@@ -183,6 +183,9 @@ def test_signals_reach_the_worker_alone(nursery: Nursery, fork: Fork) -> None:
     one, other = fork(), fork()
     one.announced()
     other.announced()
+    # Asleep: a signal between a program's last look for signals and its system call would wait for the next one.
+    wchan = Path(f"/proc/{one.child.ospid}/wchan")
+    poll_for(lambda: wchan.read_text() not in ("", "0"))
     assert one.child.send_signal(signal.SIGINT)
     assert one.child.wait(Deadline(10)) == ExitStatus(signal=signal.SIGINT)  # KeyboardInterrupt, not handled
     assert other.child.poll() is None

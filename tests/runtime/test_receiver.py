@@ -37,4 +37,6 @@ def test_a_peer_given_up_while_a_caller_leaves_it_is_not_forgotten(monkeypatch: 
         monkeypatch.setattr(Receiver, "keep_an_eye_on", keep_an_eye_on)
         for i in range(20):
             assert hd.remotecall_fetch(abs, 2, -i) == i
-        assert met == [True] * 20
+        # Fewer than 20 times: where the receiver thread had the lock, the caller did not look at all.
+        assert met
+        assert all(met)

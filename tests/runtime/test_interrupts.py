@@ -1,0 +1,131 @@
+"""Ctrl-C at any moment: never in the middle of a shielded function, never lost, never for the wrong call."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from hybriddist.runtime.interrupts import InterruptGuard
+from tests.helpers.polling import poll_for
+
+log: list[str] = []
+
+
+def strike() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def shielded(guard: InterruptGuard, early: bool, late: bool) -> None:
+    """As the functions that move frames: it looks for an interrupt as its last act, or nearly so."""
+    if early:
+        strike()
+    log.append("moved")
+    if guard.pending:
+        guard.deliver()
+    if late:
+        strike()
+
+
+def nested(guard: InterruptGuard) -> None:
+    shielded(guard, early=True, late=False)
+    log.append("still here")
+    if guard.pending:
+        guard.deliver()
+
+
+def exposed(function: Callable[[], None]) -> None:
+    function()
+
+
+@pytest.fixture(params=["driver", "worker"])
+def guard(request: pytest.FixtureRequest) -> Iterator[InterruptGuard]:
+    log.clear()
+    guard = InterruptGuard([shielded, nested], [exposed], ignore_unless_exposed=request.param == "worker")
+    before = signal.getsignal(signal.SIGINT)
+    assert guard.install()
+    yield guard
+    poll_for(lambda: not guard.pending)
+    guard.uninstall()
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_user_code_is_struck_at_once(guard: InterruptGuard) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        exposed(strike)
+
+
+def test_a_shielded_function_ends_first(guard: InterruptGuard) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        exposed(lambda: shielded(guard, early=True, late=False))
+    assert log == ["moved"]
+
+
+def test_the_outermost_of_several_ends_first(guard: InterruptGuard) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        exposed(lambda: nested(guard))
+    assert log == ["moved", "still here"]
+
+
+def test_user_code_below_a_shielded_function_is_struck(guard: InterruptGuard) -> None:
+    def outer() -> None:
+        exposed(strike)
+
+    inside = InterruptGuard([outer], [exposed])
+    assert inside.install()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            exposed(outer)
+    finally:
+        inside.uninstall()
+
+
+def test_one_that_comes_after_the_last_look_is_not_lost(guard: InterruptGuard) -> None:
+    """The function leaves without delivering it, and the program waits for something else."""
+
+    def wait() -> None:
+        shielded(guard, early=False, late=True)
+        log.append("left")
+        time.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        exposed(wait)
+    assert log == ["moved", "left"]
+
+
+def test_what_was_meant_for_one_call_does_not_strike_the_next() -> None:
+    """A worker's call ends before its interrupt is delivered; another begins at once."""
+    log.clear()
+    guard = InterruptGuard([shielded], [exposed], ignore_unless_exposed=True)
+    assert guard.install()
+    try:
+        exposed(lambda: shielded(guard, early=False, late=True))
+        assert guard.pending
+        exposed(lambda: shielded(guard, early=False, late=False))
+        exposed(lambda: poll_for(lambda: not guard.pending))
+        assert log == ["moved", "moved"]
+    finally:
+        guard.uninstall()
+
+
+def test_a_worker_without_a_call_is_not_struck() -> None:
+    told: list[int] = []
+    guard = InterruptGuard([], [exposed], ignore_unless_exposed=True, also=lambda: told.append(1))
+    assert guard.install()
+    try:
+        strike()
+        strike()
+    finally:
+        guard.uninstall()
+    assert told == [1, 1]
+
+
+def test_a_program_that_ignores_ctrl_c_keeps_ignoring_it() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert not InterruptGuard([], []).install()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
