@@ -155,6 +155,8 @@ threading.Thread(target=work).start()
 def test_a_copy_of_the_driver_ends_alone(run_python: ScriptRunner) -> None:
     """What a forked copy does at its end is no business of the workers; it may have workers of its own."""
     code = f"""{BEGIN}
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, that threads and forks don't go together
 for kind in ("return", "own workers", "call"):
     ospid = os.fork()
     if ospid == 0:
@@ -186,7 +188,7 @@ class Script:
     def __init__(self, folder: Path, code: str, terminal: bool = False) -> None:
         path = folder / "script.py"
         path.write_text(textwrap.dedent(code))
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON_COLORS": "0"}
         self._master = -1
         self.text = ""
         if terminal:

@@ -171,7 +171,7 @@ def test_arrays_of_objects(worker: int, array: Any) -> None:
         np.array(7.5),
         np.arange(LARGE * 8, dtype=np.uint8)[3:-5].view(">u4")[::7],
         np.float32(2.5),
-        np.datetime64("NaT"),
+        np.datetime64("NaT", "s"),
     ],
     ids=["records", "subclass", "broadcast", "windows", "big-endian", "empty", "0-d", "unaligned", "scalar", "NaT"],
 )
