@@ -59,15 +59,17 @@ def addprocs(what: Any = None, /, **keywords: Any) -> list[int]:
         **keywords: ``restrict`` (True: local workers listen on the loopback address only), ``transport`` ("auto",
             "shm", "tcp"), ``dir``, ``exename`` (a path or a list of words), ``exeflags`` (a string or a list),
             ``env`` (a dict), ``topology`` ("all_to_all", "master_worker", "custom"), ``lazy`` (True: workers
-            connect with each other on first use), ``enable_threaded_blas`` (False), ``timeout`` (seconds for the
-            whole call), ``on_failure`` ("raise", or "continue" with a warning that names the hosts). A manager of
-            your own gets all others as well.
+            connect with each other on first use; False: all of them before this returns),
+            ``enable_threaded_blas`` (False), ``timeout`` (seconds for the whole call), ``on_failure`` ("raise", or
+            "continue" with a warning that names the hosts). A manager of your own gets all others as well.
 
     Returns:
         The new pids, sorted.
 
     Raises:
-        TypeError, ValueError: an argument is wrong; nothing was started.
+        TypeError, ValueError: an argument is wrong, or ``lazy`` is not what the living workers have; nothing was
+            started.
+        TopologyError: there are workers, and they have another ``topology``.
         NotDriverError: called on a worker.
         CompositeException: of `LaunchError`; its ``pids`` are the workers that did start, and stay.
         TimeoutError: ``timeout`` is over; ``pids`` likewise.
@@ -87,7 +89,7 @@ def addprocs(what: Any = None, /, **keywords: Any) -> list[int]:
     _one_of("on_failure", on_failure, ("raise", "continue"))
     manager = what if isinstance(what, ClusterManager) else _local_manager(what, keywords.pop("restrict", True))
     params = _check_params(manager, keywords)
-    if isinstance(manager, LocalManager) and manager.n <= 0:
+    if isinstance(manager, LocalManager) and manager.n == 0:
         return []
     try:
         return _launch(cluster_of(process), manager, params)
@@ -100,8 +102,7 @@ def addprocs(what: Any = None, /, **keywords: Any) -> list[int]:
 
 
 def _local_manager(count: Any, restrict: Any) -> LocalManager:
-    if not isinstance(restrict, bool):
-        raise TypeError(f"restrict must be True or False, not {restrict!r}")
+    _true_or_false("restrict", restrict)
     if count is None:
         return LocalManager(None, restrict)
     if isinstance(count, bool) or not hasattr(type(count), "__index__"):
@@ -116,7 +117,7 @@ def _launch(cluster: Cluster, manager: ClusterManager, params: dict[str, Any]) -
         cluster.process.guard.install()
         cluster.process.membership.choose_topology(params["topology"], params["lazy"])
         if isinstance(manager, LocalManager):
-            manager.attach(cluster.local_context())
+            manager.attach(cluster.local_context(), params)
         launch = cluster.launching = Launch(cluster, manager, params)
         try:
             return launch.run()
@@ -127,9 +128,12 @@ def _launch(cluster: Cluster, manager: ClusterManager, params: dict[str, Any]) -
 def _check_params(manager: ClusterManager, keywords: dict[str, Any]) -> dict[str, Any]:
     if isinstance(manager, LocalManager):
         reject_unknown_keywords(manager, keywords)
+        if manager.n < 0:
+            raise ValueError(f"n, the number of workers to add, must not be negative: {manager.n}")
     params = {**manager.default_addprocs_params(), **keywords}
     _one_of("transport", params["transport"], TRANSPORTS)
     _one_of("topology", params["topology"], TOPOLOGIES)
+    _true_or_false("lazy", params["lazy"])
     Deadline(params.get("timeout"))
     return params
 
@@ -137,6 +141,11 @@ def _check_params(manager: ClusterManager, keywords: dict[str, Any]) -> dict[str
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def _true_or_false(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
 def rmprocs(*pids: Any, waitfor: float | None = None) -> Removal:

@@ -7,7 +7,7 @@ The tree::
     ├── ProcessExitedException    the process is gone             .pid .reason .exitcode .signal
     │                                                             .stderr_tail
     ├── LaunchError               a worker could not be started   .host .stage .stderr_tail
-    │   ├── LaunchTimeout         (also TimeoutError)
+    │   ├── LaunchTimeout         (also TimeoutError) .pids
     │   └── HostKeyError          .fingerprint
     ├── ClusterError              illegal for the current membership
     │   ├── NotDriverError        addprocs or rmprocs away from process 1
@@ -129,7 +129,8 @@ class LaunchError(_FieldError):
 
     Attributes:
         host: the host as the user wrote it ("localhost" for local workers).
-        stage: the step that failed, such as "start", "announce", "connect", "join", "authenticate".
+        stage: the step that failed, such as "start", "announce", "connect", "join", "mesh",
+            "authenticate".
         stderr_tail: the last lines that the launched command wrote (text, possibly empty).
     """
 
@@ -148,7 +149,13 @@ class LaunchError(_FieldError):
 
 
 class LaunchTimeout(LaunchError, TimeoutError):
-    """A worker did not get through a stage of its launch in time."""
+    """A worker did not get through a stage of its launch in time, or all of `addprocs` was not done in time.
+
+    Attributes:
+        pids: when `addprocs` itself was not done in time: the workers that did join; they stay.
+    """
+
+    pids: Sequence[int] = ()
 
 
 class HostKeyError(LaunchError):

@@ -18,6 +18,7 @@ from hybriddist.errors import HybridDistError, InvalidStateException, ProcessExi
 from hybriddist.ids import RRID, as_pid
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.current import current
+from hybriddist.runtime.inquiry import member
 from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.process import LOST, Process
 
@@ -47,7 +48,7 @@ class Future:
         process = current()
         where = process.pid if pid is None else as_pid(pid)
         if where != process.pid:
-            process.membership.require(where)
+            member(process, where)
         self._set_up(process, where, process.new_rrid())
         if where == process.pid:
             process.store.created(self._rrid)

@@ -6,6 +6,7 @@ Kept apart from adding and removing, so that a worker that is asked for its id n
 from __future__ import annotations
 
 from hybriddist.runtime.current import current
+from hybriddist.runtime.inquiry import member
 
 
 def nprocs() -> int:
@@ -20,8 +21,7 @@ def nworkers() -> int:
 
 def procs(pid: int | None = None) -> list[int]:
     """All pids, sorted; with ``pid`` those on its node."""
-    membership = current().membership
-    return membership.procs() if pid is None else membership.procs_on_node(pid)
+    return current().membership.procs() if pid is None else procs_on_node(pid)
 
 
 def workers() -> list[int]:
@@ -37,7 +37,7 @@ def myid() -> int:
 def procs_on_node(pid: int | None = None) -> list[int]:
     """The processes that can share memory with ``pid`` (default: this one), itself included, sorted."""
     process = current()
-    return process.membership.procs_on_node(process.pid if pid is None else pid)
+    return process.membership.procs_on_node(process.pid if pid is None else member(process, pid).pid)
 
 
 def nodes() -> list[list[int]]:
@@ -48,5 +48,5 @@ def nodes() -> list[list[int]]:
 def path_to(pid: int) -> str:
     """The path a message from here to ``pid`` takes now: "self", "shm", "tcp"; connects if that was not done yet."""
     process = current()
-    process.membership.require(pid)
+    member(process, pid)
     return "self" if pid == process.pid else process.peer(pid).transport.scheme

@@ -7,6 +7,7 @@
 * A class that comes home to the process that defined it is that class, and is left as it is. cloudpickle would write
   the traveller's attributes over it.
 * A function of `__main__` under `functools.lru_cache` goes by value, with an empty cache. Its own pickling names it.
+* Code keeps the name of its file, so that tracebacks show its lines. cloudpickle drops it from 3.1.3 on.
 * Large and read-only arrays, see `core/ndarrays.py`.
 
 Two picklers share a reducer: the C one here, and the slow one that finds out what failed (`core/culprit.py`). What
@@ -28,6 +29,9 @@ from hybriddist.core.ndarrays import ArrayReducer, BufferCollector
 
 _TRAVELLED: Final = "_abc_hybriddist_travelled"
 """Attribute of a class that was rebuilt here from elsewhere. The prefix keeps `typing.Protocol` from counting it."""
+
+_NO_FILE: Final = "<dynamic-code>"
+"""What cloudpickle puts in the place of a code's file name."""
 
 _CachedFunction: Final = type(functools.lru_cache(lambda: None))
 
@@ -58,6 +62,8 @@ class Reducer:
         if self._cloud is None:
             return NotImplemented
         kind = type(thing)
+        if kind is types.CodeType:
+            return _with_file_name(thing, self._cloud.dispatch_table[kind](thing))
         if kind is types.FunctionType and (thing.__globals__ is self._main or thing.__module__ == "__mp_main__"):
             return _reduce_main_function(thing)
         if kind is _CachedFunction and getattr(thing, "__module__", None) in closures.MAIN_MODULES:
@@ -88,6 +94,13 @@ def dumps(thing: Any, *, arrays_only: bool = False) -> tuple[bytes, list[memoryv
     with io.BytesIO() as file:
         ByValuePickler(file, collector, Reducer(collector, arrays_only=arrays_only)).dump(thing)
         return file.getvalue(), collector.buffers
+
+
+def _with_file_name(code: types.CodeType, reduction: Any) -> Any:
+    """cloudpickle's reduction of a code object, with the code's own file name in it."""
+    make, arguments = reduction
+    name = code.co_filename
+    return make, tuple(name if type(part) is str and part == _NO_FILE else part for part in arguments)
 
 
 # ---- functions of __main__ --------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ the same name. What this module does not know: pickles, connections.
 
 from __future__ import annotations
 
-import dis
 import functools
 import sys
 import types
@@ -45,6 +44,8 @@ class Usage(NamedTuple):
 @functools.lru_cache(maxsize=1024)
 def usage(code: types.CodeType) -> Usage:
     """What the code refers to. Remembered, because reading bytecode takes about 1 µs an instruction."""
+    import dis  # 2 ms of a worker's start
+
     found: dict[str, None] = {}
     names: set[str] = set()
     stores_globals = stores_cells = False

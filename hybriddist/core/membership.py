@@ -179,6 +179,15 @@ class Membership:
         self._gone[pid] = reason
         return True
 
+    def learn(self, fields: dict[str, Any]) -> None:
+        """A worker has asked the driver about one process: these are its `Member.values`.
+
+        The driver's next snapshot is newer. Who is known here to be gone stays gone.
+        """
+        told = _member_of(fields)
+        if told.pid not in self._gone:
+            self._members[told.pid] = told
+
     def choose_topology(self, topology: str, lazy: bool | None = None) -> None:
         """Set the topology, and whether connections between workers are made on first use, for workers to come.
 
@@ -250,6 +259,12 @@ class Membership:
     def why_gone(self, pid: int) -> ExitReason | None:
         """Why the process is gone; None if it is not."""
         return self._gone.get(pid)
+
+    def is_news(self, pid: int) -> bool:
+        """Whether nobody has said of this process that it is up, nor that it is gone."""
+        member = self._members.get(pid)
+        up = pid == self.my_pid or (member is not None and member.state is not State.LAUNCHING)
+        return not up and pid not in self._gone
 
     def require(self, pid: int) -> Member:
         """The member with this pid, also while it is being set up or shut down.
@@ -326,7 +341,7 @@ class Membership:
         self.topology = Topology(snapshot["topology"])
         self.lazy = snapshot["lazy"]
         told_gone = {pid: ExitReason(*reason) for pid, reason in snapshot["gone"].items()}
-        told = [Member(**fields | {"state": State(fields["state"])}) for fields in snapshot["members"]]
+        told = [_member_of(fields) for fields in snapshot["members"]]
         missing = self._members.keys() - {member.pid for member in told} - told_gone.keys()
         known = {pid: told_gone.get(pid, reason).or_better(reason) for pid, reason in self._gone.items()}
         self._gone = {pid: ExitReason.removed() for pid in missing} | told_gone | known
@@ -354,6 +369,10 @@ class Membership:
         if pids == [DRIVER]:
             return "there are no workers yet: addprocs(n) adds some"
         return "the processes are " + ", ".join(map(str, pids))
+
+
+def _member_of(fields: dict[str, Any]) -> Member:
+    return Member(**fields | {"state": State(fields["state"])})
 
 
 def _names(one: Member, other: Member) -> bool:

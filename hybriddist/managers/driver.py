@@ -83,6 +83,7 @@ class Cluster:
         self.at_exit: Callable[[], None] = self.close
         self.ospid = os.getpid()
         self._folder: Folder | None = None
+        self._tidied = False
         self._context: LocalContext | None = None
         process.on_exit = self._on_exit
         mind = weakref.WeakMethod(self._let_go)
@@ -98,12 +99,17 @@ class Cluster:
         # Read at each launch, so that a program may change its mind between two.
         settings = self.process.settings = Settings.from_environment()
         if self._context is None:
-            segment.sweep()
             self._folder = Folder()
-            self._folder.sweep()
             self._context = LocalContext(lambda: self.process.cookie, self._folder.path, settings)
         self._context.settings = settings
         return self._context
+
+    def tidy(self) -> None:
+        """Remove what dead drivers of this user have left; once."""
+        if self._folder is not None and not self._tidied:
+            self._tidied = True
+            segment.sweep()
+            self._folder.sweep()
 
     def create_probe(self) -> Any:
         """A segment whose content only processes of this node can read; None if memory cannot be shared now."""
@@ -238,8 +244,6 @@ class Cluster:
                 config.process.release()
         if self._context is not None:
             self._context.let_go()
-        if self._folder is not None:
-            self._folder.let_go()
 
     def close(self) -> None:
         """Let go of everything; workers that are still there are ended by force."""

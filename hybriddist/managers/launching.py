@@ -6,7 +6,9 @@
         announce   read host and port from the worker's output, unless the config names them
         connect    shared memory inside the node, TCP else
         join       Join ─► Joined: ospid, addresses, the answer to the shared-memory probe
-    all done: every process is told the new list of members; failures are raised together
+    all done: every process is told the new list of members
+    mesh       unless connections are lazy, the new workers connect with all others (``mesh.py``)
+    failures are raised together
 
 A failed launch costs its own worker only, and its pid, which is never used again. A launch may be given up in the
 middle, by its time limit, by Ctrl-C, or by the end of the driver: then `notify` raises, so that the manager starts no
@@ -35,9 +37,11 @@ from hybriddist.errors import (
 from hybriddist.managers.announcement import read_announcement
 from hybriddist.managers.base import ClusterManager, WorkerConfig
 from hybriddist.managers.driver import Cluster
+from hybriddist.managers.mesh import connect_workers
 from hybriddist.managers.removing import Removal
 
 _GIVEN_UP: Final = "this addprocs was given up"
+_SHUT_DOWN: Final = "the cluster was shut down while workers were being added"
 
 
 class Launch:
@@ -55,6 +59,7 @@ class Launch:
         self._begun = 0
         self._starting: dict[int, WorkerConfig] = {}
         self._pids: list[int] = []
+        self._hosts: dict[int, str] = {}
         self._failures: list[tuple[int, Exception]] = []
         self._probe: Any = None
         self._probe_made = threading.Event()
@@ -69,9 +74,12 @@ class Launch:
         """
         try:
             self._cluster.process.spawn(self._launch, "hybriddist-launch")
-            # Meanwhile the first process starts: what shared memory needs here is imported in its shadow.
-            self._probe = self._cluster.create_probe()
-            self._probe_made.set()
+            # Meanwhile the first process starts: what takes time here is done in its shadow.
+            try:
+                self._probe = self._cluster.create_probe()
+            finally:
+                self._probe_made.set()
+            self._cluster.tidy()
             with self._changed:
                 self._changed.wait_for(lambda: self._given_up or self._settled(), self._deadline.remaining())
             return self._conclude()
@@ -105,8 +113,8 @@ class Launch:
                 self._manager.launch(self._params, self._launched, self._notify)
             finally:
                 self._begin()  # what was appended without a word
-        except Exception as error:
-            failure = error
+        except BaseException as error:
+            failure = _as_exception(error)
         with self._changed:
             if failure is not None and not self._given_up:
                 self._failures.append((len(self._launched), failure))
@@ -137,12 +145,12 @@ class Launch:
     # ---- one worker's way into the cluster, on a thread of its own ----------------------------------------------
 
     def _bring_in(self, pid: int, config: WorkerConfig, index: int) -> None:
-        name = config.host or "localhost"  # as the user wrote it
+        name = self._hosts[pid] = config.host or "localhost"  # as the user wrote it
         stage: list[str] = ["announce"]
         try:
             self._connect_and_join(pid, config, stage)
-        except Exception as error:
-            self._settle(pid, config, index, _launch_error(error, name, stage[-1]))
+        except BaseException as error:
+            self._settle(pid, config, index, _launch_error(_as_exception(error), name, stage[-1]))
         else:
             self._settle(pid, config, index, None)
 
@@ -165,6 +173,7 @@ class Launch:
         preference = self._params.get("transport", "auto")
         transport = process.paths.dial(addresses, preference, process.cookie, deadline)
         stage.append("join")
+        self._probe_made.wait()
         cluster.join(pid, config, transport, self._probe, deadline)
 
     def _settle(self, pid: int, config: WorkerConfig, index: int, failure: Exception | None) -> None:
@@ -179,7 +188,7 @@ class Launch:
             self._cluster.drop(pid, ExitReason("it was never started"))
             self._manager.kill(pid, config)
             self._cluster.finish(pid)
-        except Exception as problem:
+        except BaseException as problem:
             if failure is not None:
                 failure.add_note(f"ending it failed too: {problem}")
         with self._changed:
@@ -198,23 +207,61 @@ class Launch:
             failures = [error for _, error in sorted(self._failures, key=lambda entry: entry[0])]
             late = not self._settled()
             if self._given_up:
-                raise ClusterError("the cluster was shut down while workers were being added")
+                raise ClusterError(_SHUT_DOWN)
         flat: list[Exception] = []
         for failure in failures:
             flat.extend(failure.exceptions if isinstance(failure, CompositeException) else [failure])
-        if late or (self._deadline.expired() and any(isinstance(error, TimeoutError) for error in flat)):
+        late = late or (self._deadline.expired() and any(isinstance(error, TimeoutError) for error in flat))
+        if late:
             self.give_up()
-        pids = sorted(self._pids)
         self._cluster.announce_members()
-        if self._given_up:
+        process = self._cluster.process
+        missing = connect_workers(
+            process, sorted(self._pids), self._deadline.sooner(process.settings.worker_timeout_seconds)
+        )
+        if self._cluster.closed:
+            raise ClusterError(_SHUT_DOWN)
+        if late or (missing and self._deadline.expired()):
             error = LaunchTimeout(f"addprocs did not finish within {self._params.get('timeout')} seconds")
-            error.pids = pids
+            error.pids = sorted(self._pids)
             raise error
+        flat += self._without_connections(missing)
+        pids = sorted(self._pids)
         if flat:
-            if len(flat) == 1 and not isinstance(flat[0], LaunchError):
-                raise flat[0]
+            if len(flat) == 1 and not isinstance(flat[0], LaunchError) and not pids:
+                raise flat[0]  # most likely what the manager says of a wrong argument
+            flat = [error if isinstance(error, LaunchError) else _raised(error) for error in flat]
             raise CompositeException(f"{len(flat)} of the workers could not be started", flat, pids)
         return pids
+
+    def _without_connections(self, missing: Mapping[int, Mapping[int, Exception]]) -> list[Exception]:
+        """End the workers that cannot be reached as the cluster promises: all or nothing, as with any failed launch."""
+        failures: list[Exception] = []
+        for pid, reasons in missing.items():
+            other, reason = next(iter(reasons.items()))
+            whom = f"worker {other}" if len(reasons) == 1 else f"workers {', '.join(map(str, reasons))}"
+            kind = LaunchTimeout if isinstance(reason, TimeoutError) else LaunchError
+            text = f"worker {pid} cannot be connected with {whom}: {reason}"
+            failure = kind(text, host=self._hosts[pid], stage="mesh")
+            failure.__cause__ = reason
+            failures.append(failure)
+        if missing:
+            self._pids = [pid for pid in self._pids if pid not in missing]
+            removal = Removal(self._cluster, list(missing))
+            removal.start()
+            removal.wait()
+        return failures
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """Managers are users' code: even a `sys.exit` in one is a failure, not the end of a thread that somebody awaits."""
+    return error if isinstance(error, Exception) else _raised(error)
+
+
+def _raised(error: BaseException) -> LaunchError:
+    made = LaunchError(f"the cluster manager raised {error!r}")
+    made.__cause__ = error
+    return made
 
 
 def _launch_error(error: Exception, host: str, stage: str) -> LaunchError:

@@ -28,6 +28,7 @@ from hybriddist.managers import interpreter
 from hybriddist.managers.announcement import COMMAND_ENDED
 from hybriddist.managers.base import ClusterManager, Operation, WorkerConfig, default_addprocs_params
 from hybriddist.managers.cpus import usable_cpus
+from hybriddist.runtime import folders
 from hybriddist.runtime.child import Child, PopenChild
 from hybriddist.runtime.nursery import DEFAULT_RUNNER, Nursery, TemplateDied
 from hybriddist.runtime.options import OPTIONS_FLAG, WorkerOptions
@@ -119,9 +120,19 @@ class LocalManager(ClusterManager):
     def __repr__(self) -> str:
         return "LocalManager()"
 
-    def attach(self, context: LocalContext) -> None:
-        """Give it what the cluster keeps for it; the cluster does so before `launch`."""
+    def attach(self, context: LocalContext, params: Mapping[str, Any]) -> None:
+        """Give it what the cluster keeps for it, before `launch`, and start the template process that it will need.
+
+        A template takes several times longer to start than all else that has to be done before it can be used.
+
+        Raises:
+            TypeError, ValueError: a parameter is of the wrong kind; nothing was started.
+        """
         self._context = context
+        launch = self._check(params, context)
+        if launch.command is None and self.n > 0:
+            with contextlib.suppress(LaunchError):  # `launch` meets the same error, and tells it for each worker
+                _nursery(launch, context)
 
     def default_addprocs_params(self) -> dict[str, Any]:
         return default_addprocs_params()
@@ -156,9 +167,7 @@ class LocalManager(ClusterManager):
             child.release()
             unix_path = (config.environ or {}).get("unix_path")
             if unix_path is not None and child.exit_status is not None:
-                # A worker that left in good order has removed it; one that was killed could not.
-                with contextlib.suppress(OSError):
-                    os.unlink(unix_path)
+                folders.clean_up(unix_path)
 
     def kill(self, pid: int, config: WorkerConfig) -> None:
         """SIGTERM, two seconds later SIGKILL. Returns when the worker is gone."""
@@ -235,8 +244,12 @@ def _fork(launch: _Launch, options: WorkerOptions, config: WorkerConfig, context
         raise LaunchError(f"{COMMAND_ENDED} ({error.message})", stderr_tail=error.stderr_tail) from error
 
 
+def _nursery(launch: _Launch, context: LocalContext) -> Nursery:
+    return context.nursery([*interpreter.flags(), *launch.flags], launch.environment)
+
+
 def _ask(launch: _Launch, options: WorkerOptions, config: WorkerConfig, context: LocalContext) -> None:
-    nursery = context.nursery([*interpreter.flags(), *launch.flags], launch.environment)
+    nursery = _nursery(launch, context)
     wanted = launch.environment
     options.env = {name: value for name, value in wanted.items() if nursery.env.get(name) != value}
     options.env.update({name: None for name in nursery.env if name not in wanted})

@@ -15,8 +15,10 @@ What this module does not know: sockets, names (nothing is looked up), users bef
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
 
 LOOPBACK: Final = "127.0.0.1"
 MAX_PORT: Final = 65535
@@ -96,6 +98,8 @@ def split_host_port(text: str) -> tuple[str, int | None]:
         host, closed, rest = text[1:].partition("]")
         if not closed:
             raise ValueError(f"the bracket in the address {text!r} is not closed")
+        from ipaddress import AddressValueError, IPv6Address
+
         try:
             IPv6Address(host)
         except AddressValueError as error:
@@ -136,6 +140,10 @@ def join_host_port(host: str, port: int | None) -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether the numeric address ``host`` reaches only this machine. False for names: they were not looked up."""
+    if host == LOOPBACK:  # by far the most frequent one, and ipaddress is 2 ms of a worker's start
+        return True
+    from ipaddress import ip_address
+
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -148,6 +156,8 @@ def preferred_address(candidates: Iterable[str]) -> str:
     IPv4 before IPv6, and link-local ones (which need a zone to be reached) after all others; loopback, multicast,
     unspecified and unreadable ones never. Among equals the first counts. Without any: `LOOPBACK`.
     """
+    from ipaddress import ip_address
+
     usable: list[tuple[bool, int, str]] = []
     for text in candidates:
         try:

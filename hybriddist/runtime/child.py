@@ -137,12 +137,14 @@ class PopenChild(Child):
     def __init__(self, process: Popen[bytes]) -> None:
         super().__init__(process.pid, process.stdin)
         self._process = process
+        self._asked_to_end = False
         Thread(target=self._watch, name=f"hybriddist-child-{process.pid}", daemon=True).start()
 
     def send_signal(self, number: int) -> bool:
         with self._changed:  # the number is the child's own until it is reaped, which happens under this lock
             if self._process.returncode is not None:
                 return False
+            self._asked_to_end |= number == signal.SIGTERM
             os.kill(self.ospid, number)
             return True
 
@@ -150,16 +152,24 @@ class PopenChild(Child):
         with self._changed:
             if self._process.returncode is not None:
                 return False
-            try:
-                os.killpg(self.ospid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):  # it left its group, or (macOS) is dead already
+            if not self._kill_group():
                 os.kill(self.ospid, signal.SIGKILL)
             return True
+
+    def _kill_group(self) -> bool:
+        try:
+            os.killpg(self.ospid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # it left its group, or (macOS) is dead already
+            return False
+        return True
 
     def _watch(self) -> None:
         leave_to_main_thread()
         wait_without_reaping(self.ospid)
         with self._changed:
+            if self._asked_to_end:
+                # A command such as a shell ends of SIGTERM without what it waits for, which nobody would end then.
+                self._kill_group()
             code = self._process.wait()
         self._ended(ExitStatus.from_returncode(code))
 

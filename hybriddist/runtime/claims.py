@@ -34,7 +34,7 @@ from hybriddist.errors import (
     TransportError,
 )
 from hybriddist.ids import DRIVER, RRID
-from hybriddist.runtime.context import known
+from hybriddist.runtime.context import this_process
 
 if TYPE_CHECKING:
     from hybriddist.runtime.process import Process
@@ -77,6 +77,11 @@ class References:
         """A handle to a new reference was made here; see `HolderBook.created`. The owner is told on first use."""
         with self._lock:
             self._book.created(rrid, owner, handle, announced=announced)
+
+    def never_told(self, rrid: RRID) -> None:
+        """The call that was to announce a new reference was not sent."""
+        with self._lock:
+            self._book.never_told(rrid)
 
     def arrived(self, rrid: RRID, owner: int, giver: int, make: Callable[[], H]) -> H:
         """A reference arrived in a message; its canonical handle."""
@@ -161,8 +166,8 @@ class References:
             return True
         peer = process.peers.get(owner)
         if peer is None:
-            if process.membership.get(owner) is not None and not process.leaving.is_set():
-                return False
+            if process.membership.why_gone(owner) is None and not process.leaving.is_set():
+                return False  # also if nobody has told us of it yet: a reference may come first
             self._book.take_changes(owner)  # it is gone, and what it owned with it
             return True
         if peer.lost is not None:
@@ -181,8 +186,11 @@ class References:
         try:
             if owner != process.pid:
                 process.peer(owner)
-        except (ProcessExitedException, NoSuchProcessError):
+        except ProcessExitedException:
             pass  # nobody is left to be told: `_tell` sees to it
+        except NoSuchProcessError:
+            with self._lock:
+                self._book.take_changes(owner)
         except HybridDistError:
             self._relay(owner)
         finally:
@@ -204,18 +212,12 @@ class References:
 
 def relay_claims(owner: int, changes: Sequence[Change]) -> None:
     """Runs on the driver: tell a process what another one, which has no connection to it, has to tell."""
-    _this_process().fetch_call(apply_claims, owner, (changes,), {})
+    this_process().fetch_call(apply_claims, owner, (changes,), {})
 
 
 def apply_claims(changes: Sequence[Change]) -> None:
     """Runs on the owner."""
-    _this_process().store.change(changes)
-
-
-def _this_process() -> Process:
-    process = known()
-    assert process is not None
-    return process
+    this_process().store.change(changes)
 
 
 __all__ = ["References"]

@@ -29,6 +29,13 @@ def known() -> Process | None:
     return _of_this_context.get() or _default.process
 
 
+def this_process() -> Process:
+    """The process object that this code works for, where there must be one: in what a process calls on another."""
+    process = known()
+    assert process is not None
+    return process
+
+
 def become(process: Process | None) -> None:
     """Make ``process`` the interpreter's own; None: it has none any more."""
     _default.process = process

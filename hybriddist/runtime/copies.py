@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 import weakref
 from _thread import allocate_lock
 from typing import TYPE_CHECKING, NoReturn
@@ -59,6 +58,8 @@ def end_copy(error: BaseException | None) -> NoReturn:
                 print(error.code, file=sys.stderr)
         elif error is not None:
             code = 1
+            import traceback  # 3 ms of a worker's start
+
             traceback.print_exception(error)
         sys.stdout.flush()
         sys.stderr.flush()

@@ -98,7 +98,7 @@ def _run_call(peer: Peer, call: Call, definition: ReceivedFunction | None) -> No
     elif mode & 0x0F:
         _finish_call(peer, call, Outcome.VALUE, value)
     else:
-        reply(peer, call.call_id, Outcome.VALUE, value)
+        reply(peer, call.call_id, Outcome.VALUE, value, last=True)
 
 
 def _on_each(peer: Peer, call: Call) -> None:
@@ -226,7 +226,7 @@ def _finish_coroutine(peer: Peer, call: Call, future: Future[Any]) -> None:
 def _finish_call(peer: Peer, call: Call, outcome: int, content: Any) -> None:
     mode = call.mode
     if mode == Mode.FETCH:
-        reply(peer, call.call_id, outcome, content)
+        reply(peer, call.call_id, outcome, content, last=True)
         return
     if mode == Mode.DO:
         if outcome == Outcome.ERROR:
@@ -234,7 +234,7 @@ def _finish_call(peer: Peer, call: Call, outcome: int, content: Any) -> None:
         return
     peer.process.store.finish(RRID(call.whence, call.id), outcome, content)
     if mode == Mode.WAIT:
-        reply(peer, call.call_id, outcome, content if outcome == Outcome.ERROR else None)
+        reply(peer, call.call_id, outcome, content if outcome == Outcome.ERROR else None, last=True)
 
 
 def run_here(process: Process, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rrid: RRID | None) -> None:
@@ -252,8 +252,12 @@ def run_here(process: Process, function: Any, args: tuple[Any, ...], kwargs: dic
         print(f"remote_do on process {process.pid} failed:\n{value}", file=sys.stderr)
 
 
-def reply(peer: Peer, call_id: int, outcome: int, content: Any) -> None:
-    """Send the end of a call or request. What cannot be pickled becomes an error; the connection stays."""
+def reply(peer: Peer, call_id: int, outcome: int, content: Any, *, last: bool = False) -> None:
+    """Send the end of a call or request. What cannot be pickled becomes an error; the connection stays.
+
+    Args:
+        last: with it the work that this thread has taken from the queue is done.
+    """
     body: Buffer = b""
     buffers: Sequence[Buffer] = ()
     try:
@@ -264,6 +268,8 @@ def reply(peer: Peer, call_id: int, outcome: int, content: Any) -> None:
                 outcome, content = Outcome.ERROR, captured.capture(error)
         if outcome != Outcome.VALUE:
             body, buffers = captured.dump(content)
+        if last:
+            peer.process.receiver.about_to_end()
         peer.send(new(Result, (call_id, outcome, body, buffers)))
     except TransportError:
         pass  # whoever asked is gone; nobody is left to tell

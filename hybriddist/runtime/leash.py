@@ -23,7 +23,7 @@ from collections.abc import Callable
 from threading import Event, Thread
 from typing import Final
 
-from hybriddist.runtime import folders
+from hybriddist.runtime.folders import Seat
 from hybriddist.runtime.signals import leave_to_main_thread
 
 LAST_WORDS_SECONDS: Final = 0.5
@@ -37,7 +37,7 @@ class Leash:
 
     Args:
         fd: the reading end of a pipe or a socket; the leash owns it.
-        unix_path: a socket file of this process, to be removed on the way out.
+        seat: of this process in the folder of sockets, to be left on the way out.
         on_end: last words; they get half a second, and nothing depends on them.
         reads: whether bytes that come are read and dropped. False leaves them to whoever reads stdin, and notices
             only the end.
@@ -47,12 +47,12 @@ class Leash:
         self,
         fd: int,
         *,
-        unix_path: str | None = None,
+        seat: Seat | None = None,
         on_end: Callable[[], None] | None = None,
         reads: bool = True,
     ) -> None:
         self._fd = fd
-        self.unix_path = unix_path
+        self.seat = seat
         self.on_end = on_end
         self._reads = reads
         self._armed = False
@@ -76,8 +76,8 @@ class Leash:
 
     def _leave(self) -> None:
         try:
-            if self.unix_path is not None:
-                folders.leave(self.unix_path)
+            if self.seat is not None:
+                self.seat.leave()
             if self.on_end is not None:
                 done = Event()
                 Thread(target=_say_last_words, args=(self.on_end, done), daemon=True).start()
@@ -124,7 +124,7 @@ def is_leash(fd: int) -> bool:
     return not events & (select.POLLHUP | select.POLLERR | select.POLLNVAL)
 
 
-def take_stdin(*, close_stdin: bool, unix_path: str | None = None) -> Leash | None:
+def take_stdin(*, close_stdin: bool, seat: Seat | None = None) -> Leash | None:
     """Make the leash of this process's stdin, after what came through it at the start has been read.
 
     With ``close_stdin`` the descriptor moves away and the null device takes its place, so that neither calls nor
@@ -134,11 +134,11 @@ def take_stdin(*, close_stdin: bool, unix_path: str | None = None) -> Leash | No
 
     usable = is_leash(0)
     if not close_stdin:
-        return Leash(0, unix_path=unix_path, reads=False) if usable else None
+        return Leash(0, seat=seat, reads=False) if usable else None
     kept = os.dup(0) if usable else -1
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0, inheritable=True)
     os.close(null)
     # A fresh object: the old one may hold bytes that it read ahead.
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    return Leash(kept, unix_path=unix_path) if usable else None
+    return Leash(kept, seat=seat) if usable else None

@@ -35,7 +35,8 @@ from hybriddist.errors import (
 )
 from hybriddist.ids import DRIVER
 from hybriddist.runtime.completion import Completion
-from hybriddist.runtime.context import known
+from hybriddist.runtime.context import this_process
+from hybriddist.runtime.inquiry import member
 from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.roster import Roster
 from hybriddist.transport import Transport
@@ -130,9 +131,8 @@ class Links:
             NoSuchProcessError, ProcessExitedException, TopologyError, ConnectError.
         """
         process = self._process
-        membership = process.membership
-        member = membership.require(pid)
-        membership.check_topology(process.pid, pid)
+        other = member(process, pid)
+        process.membership.check_topology(process.pid, pid)
         with self._lock:
             attempt = self._connecting.get(pid)
             mine = attempt is None
@@ -145,7 +145,7 @@ class Links:
             if pid not in process.peers:
                 if DRIVER in (process.pid, pid):  # the driver makes its connections itself, once
                     raise self.exit_error(pid)
-                self._connect_workers(member)
+                self._connect_workers(other)
             return self._connected(pid)
         finally:
             with self._lock:
@@ -350,18 +350,17 @@ class Links:
 
 def bring_together(lower: int, higher: int) -> None:
     """Runs on the driver: have the higher of two workers connect to the lower."""
-    _this_process().fetch_call(connect_back, higher, (lower,), {})
+    this_process().fetch_call(connect_back, higher, (lower,), {})
 
 
 def connect_back(lower: int) -> None:
     """Runs on the higher of two workers."""
-    _this_process().peer(lower)
+    this_process().peer(lower)
 
 
-def _this_process() -> Process:
-    process = known()
-    assert process is not None
-    return process
+def meet(lower: int) -> None:
+    """Runs on the higher of two workers: connect to the lower, and return when that one knows of it too."""
+    this_process().fetch_call(int, lower, (), {})  # there is nothing to do there: that it answers is what counts
 
 
 def _shut(sock: socket.socket) -> None:

@@ -16,10 +16,11 @@ import os
 import select
 import signal
 import socket
+import subprocess
 from collections import deque
 from collections.abc import Mapping, Sequence
 from threading import Condition, Lock, Thread
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
 from hybriddist.deadline import Deadline
 from hybriddist.errors import LaunchError, LaunchTimeout
@@ -28,9 +29,6 @@ from hybriddist.runtime import control
 from hybriddist.runtime.child import Child, ExitStatus
 from hybriddist.runtime.options import WorkerOptions
 from hybriddist.runtime.signals import leave_to_main_thread
-
-if TYPE_CHECKING:
-    from subprocess import Popen
 
 _COMMAND: Final = (
     "import sys; sys.path[:] = sys.argv[4:]; "
@@ -141,9 +139,7 @@ class Nursery:
         self._thread = Thread(target=self._hear, name="hybriddist-nursery", daemon=True)
         self._thread.start()
 
-    def _spawn(self, command: list[str], theirs: socket.socket) -> Popen[bytes]:
-        import subprocess
-
+    def _spawn(self, command: list[str], theirs: socket.socket) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -276,8 +272,6 @@ class Nursery:
 
     def _template_ended(self, errors: IO[bytes]) -> None:
         """The control socket has ended: reap the template, fail what was asked of it."""
-        import subprocess
-
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:

@@ -112,6 +112,7 @@ class Peer:
         """Write the rest. Large frames are not queued: the caller's arrays are read while it waits here."""
         transport = self.transport
         pause = 50e-6
+        self._receiver.held_up()
         try:
             while not self.flush():
                 if transport.wants_write():

@@ -183,6 +183,21 @@ class Receiver:
         elif self._executor.queue:
             self._executor.kick()
 
+    def about_to_end(self) -> None:
+        """This thread is going to send the end of its call, which may be answered at once by the next call.
+
+        If that is still received by the standby, the main thread must count as free by then: otherwise the next call
+        would be given to another thread (1-2 % in a loop of calls of some milliseconds), where a Ctrl-C does not reach
+        what blocks.
+        """
+        if threading.get_ident() == self._main:
+            self._running = False
+
+    def held_up(self) -> None:
+        """This thread has to wait before it can send the end of its call."""
+        if threading.get_ident() == self._main:
+            self._running = True
+
     def queued(self) -> None:
         """Calls were queued by this thread. The worker's main thread runs them itself, unless it is in a call."""
         if self._main is None or self._running:

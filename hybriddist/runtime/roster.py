@@ -55,9 +55,18 @@ class Roster(Membership):
 
     def gone(self, pid: int, reason: ExitReason) -> bool:
         with self._changed:
-            first = (pid in self._members or pid in self._gone) and super().gone(pid, reason)
+            first = False
+            if pid in self._members or pid in self._gone:
+                first = super().gone(pid, reason)
+            else:  # a worker may hear of its end first; it is not to come to life here when that is told
+                self._gone[pid] = reason
             self._changed.notify_all()
             return first
+
+    def learn(self, fields: dict[str, Any]) -> None:
+        with self._changed:
+            super().learn(fields)
+            self._changed.notify_all()
 
     def choose_topology(self, topology: str, lazy: bool | None = None) -> None:
         with self._changed:
@@ -74,6 +83,10 @@ class Roster(Membership):
     def nodes(self) -> list[list[int]]:
         with self._changed:
             return super().nodes()
+
+    def is_news(self, pid: int) -> bool:
+        with self._changed:
+            return super().is_news(pid)
 
     def require(self, pid: int) -> Member:
         with self._changed:

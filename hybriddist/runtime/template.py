@@ -79,14 +79,8 @@ def _preload(runner: str) -> Callable[[WorkerOptions], Any]:
     for needed in ("hybriddist.net.transport", "hybriddist.shm.rendezvous"):
         importlib.import_module(needed)
     importlib.import_module("hybriddist.shm.segment").prepare()
-    _freeze()
+    gc.freeze()  # what is here now is never traversed again: the pages stay shared with the workers
     return run
-
-
-def _freeze() -> None:
-    """What is here now is never traversed again: the pages stay shared with the workers."""
-    gc.collect()
-    gc.freeze()
 
 
 class _Template:
@@ -139,7 +133,8 @@ class _Template:
         self._warm = True
         for wanted in ("cloudpickle", "hybriddist.future", "hybriddist.loops"):
             importlib.import_module(wanted)
-        _freeze()
+        gc.collect()  # 4 ms; the first two workers did not wait for it either
+        gc.freeze()
 
     def _start(self, request: dict[str, Any], descriptors: list[int]) -> _Birth | None:
         self._births += 1
@@ -199,7 +194,9 @@ class _Template:
                 return
             if ospid == 0:
                 return
-            self._children.pop(ospid, None)
+            unix_path = self._children.pop(ospid, None)
+            if unix_path is not None:
+                folders.clean_up(unix_path)
             self._answer({"is": "exited", "ospid": ospid, "status": status})
 
     def _answer(self, value: dict[str, Any], descriptors: list[int] | None = None) -> None:
@@ -207,21 +204,23 @@ class _Template:
             control.send(self._sock, value, descriptors or ())
 
     def _see_them_leave(self) -> None:
+        self._reap_for(GRACE_SECONDS)
+        for ospid in self._children:
+            self._signal(ospid, signal.SIGKILL, group=True)
+        self._reap_for(GRACE_SECONDS)
+        if self._folder:
+            folders.leave_folder(self._folder)
+        segment.sweep()  # what was being handed over at that moment, and had a name still
+
+    def _reap_for(self, seconds: float) -> None:
+        """Wait for the ends of all children, at most so long."""
         poller = select.poll()
         poller.register(self._woken, select.POLLIN)
-        end = time.monotonic() + GRACE_SECONDS
+        end = time.monotonic() + seconds
         self._reap()
         while self._children and (left := end - time.monotonic()) > 0:
             poller.poll(left * 1000 + 1)
             self._reap()
-        for ospid, unix_path in self._children.items():
-            self._signal(ospid, signal.SIGKILL, group=True)
-            if unix_path is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(unix_path)
-        if self._folder:
-            folders.leave_folder(self._folder)
-        segment.sweep()  # what was being handed over at that moment, and had a name still
 
 
 def _become_worker(birth: _Birth, run: Callable[[WorkerOptions], Any]) -> NoReturn:

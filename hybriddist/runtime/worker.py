@@ -21,9 +21,9 @@ from hybriddist import limits
 from hybriddist.deadline import Deadline
 from hybriddist.net.address import network_address
 from hybriddist.net.listener import TcpListener
-from hybriddist.runtime import folders
 from hybriddist.runtime.context import become
-from hybriddist.runtime.leash import Leash, take_stdin
+from hybriddist.runtime.folders import Seat
+from hybriddist.runtime.leash import take_stdin
 from hybriddist.runtime.options import WorkerOptions
 from hybriddist.runtime.process import Process
 from hybriddist.runtime.signals import take_as_usual
@@ -44,7 +44,8 @@ def run(options: WorkerOptions, cookie: str | None = None, out: IO[str] | None =
     take_as_usual()  # whoever started us may have kept SIGINT away from the thread that did
     if cookie is None:
         cookie = read_line(0)
-    leash = take_stdin(close_stdin=options.close_stdin, unix_path=options.unix_path)
+    seat = None if options.unix_path is None else Seat(options.unix_path)
+    leash = take_stdin(close_stdin=options.close_stdin, seat=seat)
     if leash is not None:
         leash.arm()
     settings = Settings(options.worker_timeout_seconds, options.silence_limit_seconds)
@@ -58,17 +59,18 @@ def run(options: WorkerOptions, cookie: str | None = None, out: IO[str] | None =
     )
     process.links.listen(tcp)
     process.addresses = [f"tcp:{tcp.address}"]
-    if options.unix_path is not None:
+    if seat is not None:
         process.paths.quiet = True
-        process.links.listen(UnixListener(options.unix_path))
-        process.addresses.insert(0, f"unix:{options.unix_path}")
-    process.on_driver_gone = lambda: _leave(1, leash)
-    process.spawn(lambda: _wait_for_driver(process, leash), "hybriddist-join")
+        seat.take()
+        process.links.listen(UnixListener(seat.socket_path))
+        process.addresses.insert(0, f"unix:{seat.socket_path}")
+    process.on_driver_gone = lambda: _leave(1, seat)
+    process.spawn(lambda: _wait_for_driver(process, seat), "hybriddist-join")
     print(f"{ANNOUNCEMENT}{tcp.address.port}#{tcp.address.host}", file=out or sys.stdout, flush=True)
     process.receiver.serve()
     process.close(limits.POLITE_EXIT_SECONDS)
-    if leash is not None and leash.unix_path is not None:
-        _remove(leash.unix_path)
+    if seat is not None:
+        seat.leave()
     sys.exit(0)
 
 
@@ -83,7 +85,7 @@ def read_line(fd: int) -> str:
     raise ValueError(f"the cookie on stdin is longer than {limits.MAX_COOKIE_CHARACTERS} characters")
 
 
-def _wait_for_driver(process: Process, leash: Leash | None) -> None:
+def _wait_for_driver(process: Process, seat: Seat | None) -> None:
     seconds = process.settings.worker_timeout_seconds
     if not process.links.arrived.wait(Deadline(seconds)):
         try:
@@ -93,20 +95,13 @@ def _wait_for_driver(process: Process, leash: Leash | None) -> None:
                 flush=True,
             )
         finally:
-            _leave(1, leash)
+            _leave(1, seat)
 
 
-def _leave(code: int, leash: Leash | None) -> NoReturn:
+def _leave(code: int, seat: Seat | None) -> NoReturn:
     """Exit now, whatever state the process is in; nothing here may fail to end in the exit."""
     try:
-        if leash is not None and leash.unix_path is not None:
-            folders.leave(leash.unix_path)
+        if seat is not None:
+            seat.leave()
     finally:
         os._exit(code)
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass  # removed already

@@ -36,7 +36,7 @@ direction only; two in a row (release, then acquire of the same lock) order in b
 
 from __future__ import annotations
 
-import platform
+import os
 from threading import Lock
 from typing import Final
 
@@ -53,7 +53,7 @@ _CURSOR_MASK: Final = 2**64 - 1
 
 def stores_are_ordered(machine: str | None = None) -> bool:
     """Whether other cores see this machine's stores in program order (x86), so that publishing needs no fence."""
-    return (platform.machine() if machine is None else machine).lower() in {"x86_64", "amd64", "i386", "i586", "i686"}
+    return (os.uname().machine if machine is None else machine).lower() in {"x86_64", "amd64", "i386", "i586", "i686"}
 
 
 class Fence:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def test_as_many_as_usable_cpus_by_default() -> None:
 
 def test_none_at_all() -> None:
     (before,) = hd.addprocs(1)
-    assert hd.addprocs(0) == hd.addprocs(-1) == []
+    assert hd.addprocs(0) == hd.addprocs(hd.LocalManager(0)) == []
     assert hd.addprocs(1) == [before + 1]
 
 
@@ -76,6 +77,8 @@ def test_none_at_all() -> None:
         ({"n": 1, "exename": []}, ValueError, "exename is empty"),
         ({"n": 1, "exeflags": 5}, TypeError, "exeflags"),
         ({"n": 1, "dir": 5}, TypeError, "int"),
+        ({"n": -1}, ValueError, "n, the number of workers to add, must not be negative: -1"),
+        ({"n": 1, "lazy": "yes"}, TypeError, "lazy must be True or False, not 'yes'"),
         ({"n": 1.5}, TypeError, "float"),
         ({"n": True}, TypeError, "bool"),
         ({"n": "3"}, TypeError, "str"),
@@ -87,6 +90,12 @@ def test_wrong_arguments_start_nothing(arguments: dict[str, Any], error: type[Ex
         hd.addprocs(**arguments)
     assert hd.workers() == [before]
     assert hd.addprocs(1) == [before + 1]
+
+
+def test_a_negative_number_in_each_spelling() -> None:
+    for what in (-1, -(10**30), hd.LocalManager(-1)):
+        with pytest.raises(ValueError, match="n, the number of workers to add, must not be negative: -1"):
+            hd.addprocs(what)
 
 
 def test_a_custom_manager_gets_every_keyword() -> None:
@@ -104,6 +113,20 @@ def test_a_custom_manager_gets_every_keyword() -> None:
     assert told["weight"] == 3
     assert told["dir"] == "/"
     assert told["lazy"] is True
+
+
+def test_a_manager_of_ones_own_gets_whatever_is_given() -> None:
+    class Idle(hd.ClusterManager):
+        def launch(self, params: Any, launched: Any, notify: Any) -> None:
+            told.update(params)
+
+        def manage(self, pid: int, config: Any, op: str) -> None:
+            raise AssertionError("there is nobody to manage")
+
+    told: dict[str, Any] = {}
+    given = {"colour": "red", "n": -1, "restrict": "a little", "exeflags": 5}
+    assert hd.addprocs(Idle(), **given) == []
+    assert told == {**Idle().default_addprocs_params(), **given}
 
 
 # ---- where --------------------------------------------------------------------------------------------------------
@@ -129,10 +152,12 @@ def test_new_workers_are_known_to_all_when_addprocs_returns(transport: str) -> N
 
 
 class OneByOne(hd.LocalManager):
-    """Starts the next worker when the last one is listed, and notes that it can be called by then."""
+    """Starts the next worker when the last one is listed, and has been tried."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, try_it: Callable[[int], object] = lambda pid: hd.remotecall_fetch(hd.myid, pid)) -> None:
         super().__init__(n)
+        self.before = hd.procs()
+        self.try_it = try_it
         self.seen: list[int] = []
 
     def launch(self, params: Any, launched: Any, notify: Any) -> None:
@@ -140,13 +165,70 @@ class OneByOne(hd.LocalManager):
             one = hd.LocalManager(1)
             one._context = self._context
             one.launch(params, launched, notify)
-            (new,) = poll_for(lambda: set(hd.workers()) - {1, *self.seen})
-            self.seen.append(hd.remotecall_fetch(hd.myid, new))
+            (new,) = poll_for(lambda: set(hd.procs()) - {*self.before, *self.seen})
+            self.try_it(new)
+            self.seen.append(new)
 
 
-def test_workers_can_be_used_before_the_others_are_there() -> None:
+def test_workers_can_be_used_before_the_others_are_there(transport: str) -> None:
     manager = OneByOne(3)
-    assert hd.addprocs(manager) == manager.seen
+    assert hd.addprocs(manager, transport=transport) == manager.seen
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda a, b: hd.remotecall_fetch(hd.remotecall_fetch, a, hd.myid, b),
+        lambda a, b: hd.remotecall_fetch(hd.fetch, a, hd.remotecall(hd.myid, b)),
+        lambda a, b: hd.remotecall_fetch(lambda: hd.Future(b).put(b).fetch(), a),
+        lambda a, b: hd.remotecall_fetch(hd.path_to, a, b) in ("shm", "tcp") and b,
+        lambda a, b: b in hd.remotecall_fetch(hd.procs, a, b) and b,
+    ],
+    ids=["call", "reference", "new future", "path", "node"],
+)
+def test_workers_can_use_each_other_before_they_are_told_of_each_other(way: Any, transport: str) -> None:
+    """In both directions, the new ones among themselves and with an old one."""
+
+    def try_it(new: int) -> None:
+        for other in sorted(set(hd.workers()) - {new}):
+            answers.extend([(way(other, new), new), (way(new, other), other)])
+
+    answers: list[tuple[object, int]] = []
+    hd.addprocs(1, transport=transport)
+    hd.addprocs(OneByOne(2, try_it), transport=transport)
+    assert [answer for answer, _ in answers] == [right for _, right in answers]
+    assert len(answers) == 6
+
+
+def test_a_reference_to_a_newcomer_is_given_back(transport: str) -> None:
+    """A worker that has not heard of the owner holds a reference for a moment: nothing is left of that."""
+
+    def try_it(new: int) -> None:
+        future = hd.remotecall_wait(abs, new, -5)
+        assert hd.remotecall_fetch(lambda f: type(f).__name__, old, future) == "Future"
+        rrid = hd.remoteref_id(future)
+        assert rrid in hd.live_references(new)
+        del future
+        poll_for(lambda: rrid not in hd.live_references(new))
+        tried.append(new)
+
+    tried: list[int] = []
+    (old,) = hd.addprocs(1, transport=transport)
+    assert hd.addprocs(OneByOne(1, try_it), transport=transport) == tried
+
+
+def test_a_newcomer_that_is_killed_at_once_is_gone_for_all() -> None:
+    def try_it(new: int) -> None:
+        os.kill(hd.remotecall_fetch(os.getpid, new), signal.SIGKILL)
+        poll_for(lambda: new not in hd.workers())
+        with pytest.raises(hd.RemoteException) as info:
+            hd.remotecall_fetch(hd.remotecall_fetch, old, hd.myid, new)
+        assert isinstance(info.value.__cause__, hd.ProcessExitedException)
+        assert info.value.__cause__.signal == signal.SIGKILL
+
+    (old,) = hd.addprocs(1)
+    hd.addprocs(OneByOne(1, try_it))
+    assert hd.remotecall_fetch(hd.workers, old) == [old]
 
 
 def test_several_addprocs_and_rmprocs_at_once(transport: str) -> None:
@@ -299,27 +381,3 @@ def test_workers_share_no_state() -> None:
     assert hd.remotecall_fetch(mark, two) is None
     assert hd.addprocs(1) == [two + 1]
     assert hd.remotecall_fetch(mark, two + 1) is None
-
-
-# ---- topology ----------------------------------------------------------------------------------------------------
-
-
-def test_topology_cannot_change_while_there_are_workers() -> None:
-    one, two = hd.addprocs(2, topology="master_worker")
-    with pytest.raises(hd.TopologyError, match="already exist"):
-        hd.addprocs(1, topology="all_to_all")
-    with pytest.raises(hd.RemoteException) as info:
-        hd.remotecall_fetch(hd.remotecall_fetch, two, hd.myid, one)
-    assert isinstance(info.value.__cause__, hd.TopologyError)
-    assert hd.remotecall_fetch(hd.remotecall_fetch, two, hd.myid, 1) == 1
-    hd.rmprocs(one, two)
-    three, four = hd.addprocs(2, topology="all_to_all")
-    assert hd.remotecall_fetch(hd.remotecall_fetch, four, hd.myid, three) == three
-
-
-def test_lazy_must_match() -> None:
-    (one,) = hd.addprocs(1, lazy=False)
-    with pytest.raises(ValueError, match="lazy=False already exist"):
-        hd.addprocs(1, lazy=True)
-    hd.rmprocs(one)
-    assert hd.addprocs(1, lazy=True) == [one + 1]

@@ -111,6 +111,38 @@ def test_an_interpreter_that_does_not_exist() -> None:
     assert "/no/such/python" in str(info.value)
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, ZeroDivisionError])
+@pytest.mark.parametrize("where", ["launch", "manage", "kill"])
+def test_a_manager_that_raises_is_heard(where: str, kind: type[BaseException]) -> None:
+    """Whatever it raises, on whichever of the library's threads: the call ends, with that."""
+
+    class Raising(hd.LocalManager):
+        def launch(self, params: Any, launched: Any, notify: Any) -> None:
+            super().launch(params, launched, notify)
+            if where == "launch":
+                raise kind("enough")
+
+        def manage(self, pid: int, config: Any, op: str) -> None:
+            if where != "launch" and op == "register":
+                raise kind("enough")
+            super().manage(pid, config, op)
+
+        def kill(self, pid: int, config: Any) -> None:
+            super().kill(pid, config)
+            if where == "kill":
+                raise kind("enough")
+
+    with pytest.raises(hd.CompositeException) as info:
+        hd.addprocs(Raising(1))
+    (failure,) = info.value
+    assert isinstance(failure, hd.LaunchError)
+    assert "enough" in str(failure)
+    assert info.value.pids == (hd.workers() if where == "launch" else [])
+    assert hd.nprocs() == 1 + len(info.value.pids) == (2 if where == "launch" else 1)
+    hd.rmprocs(hd.workers() if hd.nprocs() > 1 else [])
+    assert len(hd.addprocs(1)) == 1
+
+
 # ---- time limits -------------------------------------------------------------------------------------------------
 
 

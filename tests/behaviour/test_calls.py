@@ -257,6 +257,17 @@ def test_own_calls_overlap(cluster: list[int]) -> None:
     assert [future.fetch() for future in blocked] == [1] * 10
 
 
+def test_an_own_call_runs_on_the_callers_thread_only_if_that_waits_for_it_anyway(cluster: list[int]) -> None:
+    here = threading.get_ident()
+    assert hd.remotecall_fetch(threading.get_ident, 1) == here
+    assert hd.fetchfrom(1, threading.get_ident) == here
+    assert hd.remotecall(threading.get_ident, 1).fetch() != here
+    threads: list[int] = []
+    hd.remote_do(lambda: threads.append(threading.get_ident()), 1)
+    poll_for(lambda: threads)
+    assert threads != [here]
+
+
 def test_a_sleeping_caller_gets_its_answer(cluster: list[int]) -> None:
     """The answer comes long after the caller has given up polling; the next call finds all as before."""
     for _ in range(3):

@@ -214,6 +214,18 @@ def test_calls_between_workers_are_not_broken(cluster: list[int], begin: Begin) 
     assert hd.remotecall_fetch(hd.myid, two) == two
 
 
+def nap_on_main_thread(seconds: float) -> bool:
+    time.sleep(seconds)
+    return threading.current_thread() is threading.main_thread()
+
+
+def test_calls_one_after_the_other_run_where_interrupts_strike(transport: str, cluster: list[int]) -> None:
+    """Also when another thread receives meanwhile, because the call before took a while: the main thread is free."""
+    if transport == "memory":
+        pytest.skip("workers inside this interpreter have no main thread")
+    assert all(hd.remotecall_fetch(nap_on_main_thread, cluster[0], 0.004) for _ in range(300))
+
+
 def test_many_in_a_row_lose_nothing(cluster: list[int]) -> None:
     """At whatever moment they come, every call has one outcome, and the worker stays."""
     pid = cluster[2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import sys
@@ -12,33 +11,10 @@ from pathlib import Path
 import pytest
 
 import hybriddist as hd
-from tests.helpers.polling import poll_for
+from tests.helpers.printed import Printed
 from tests.helpers.scripts import ScriptRunner
 
 pytestmark = pytest.mark.leaks_by_module
-
-
-class Printed:
-    """What the driver prints in a ``with`` block. (Pytest's capture loses what is written while it is being read.)"""
-
-    def __enter__(self) -> Printed:
-        self._before = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = self._streams = io.StringIO(), io.StringIO()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.stdout, sys.stderr = self._before
-
-    @property
-    def out(self) -> str:
-        return self._streams[0].getvalue()
-
-    @property
-    def err(self) -> str:
-        return self._streams[1].getvalue()
-
-    def wait_for(self, text: str, stream: str = "out") -> None:
-        poll_for(lambda: text in getattr(self, stream), what=repr(text))
 
 
 def test_each_line_has_the_number_of_its_worker(cluster: list[int]) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 import hybriddist as hd
+from hybriddist.core.messages import Call
+from hybriddist.runtime.peer import Peer
 from tests.helpers.polling import poll_for
 
 pytestmark = [
@@ -119,6 +121,28 @@ def test_put_releases(cluster: list[int]) -> None:
     future.put(5)
     poll_for(lambda: not is_held(future, cluster[0]))
     assert future.fetch() == 5
+
+
+@pytest.mark.parametrize("moment", ["before it is sent", "after it was sent"])
+def test_a_call_that_ctrl_c_cuts_short_holds_nothing(
+    moment: str, cluster: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody gets the future of such a call, and nobody knows whether the call is on its way."""
+    send = Peer.send
+
+    def struck(peer: Peer, message: Any) -> None:
+        if isinstance(message, Call):
+            if moment == "after it was sent":
+                send(peer, message)
+            raise KeyboardInterrupt
+        send(peer, message)
+
+    for call in (hd.remotecall, hd.remotecall_wait):
+        with monkeypatch.context() as patch:
+            patch.setattr(Peer, "send", struck)
+            with pytest.raises(KeyboardInterrupt):
+                call(abs, cluster[0], -1)
+        assert hd.remotecall_fetch(abs, cluster[0], -1) == 1
 
 
 def test_many_dropped_futures(cluster: list[int]) -> None:

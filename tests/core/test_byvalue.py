@@ -93,6 +93,16 @@ def test_all_of_a_function_travels(start: Start) -> None:
     assert start().receive(script.send(script.make()))(3) == 0
 
 
+def test_code_keeps_the_name_of_its_file(start: Start) -> None:
+    """Tracebacks are made of it."""
+    script = start("def f():\n    def inner(): pass\n    return inner\nclass C:\n    def method(self): pass\n")
+    for function in (script.f, script.f(), script.C().method, lambda: 0):
+        copy = start().receive(script.send(function))
+        assert copy.__code__.co_filename == function.__code__.co_filename
+        assert copy.__code__.co_firstlineno == function.__code__.co_firstlineno
+    assert start().receive(script.send(script.f))().__code__.co_filename == "<script>"
+
+
 def test_the_module_names_of_main_stay_its_own(start: Start) -> None:
     script, worker = start("__file__ = 'script.py'\ndef f(): return __name__, __spec__, __file__"), start()
     worker.main.__spec__ = "the worker's"  # type: ignore[assignment]

@@ -306,6 +306,38 @@ def test_who_is_missing_in_a_snapshot_is_gone() -> None:
         view.require(3)
 
 
+@pytest.mark.parametrize("state", list(State))
+def test_news_is_who_was_not_said_to_be_up_or_gone(state: State) -> None:
+    membership = in_state(state)
+    assert membership.is_news(3) is (state is State.LAUNCHING)
+    assert membership.is_news(99)
+    assert not worker_view(membership, 3).is_news(3)
+
+
+def test_a_worker_learns_of_a_process_before_the_next_snapshot() -> None:
+    driver = cluster(1)
+    driver.add(Member(driver.allocate_pid()))
+    view = worker_view(driver, 2)
+    driver.require(3).addresses = ["unix:/there"]
+    driver.joined(3, same_node_as=1)
+    assert view.is_news(3)
+    view.learn(pickle.loads(pickle.dumps(driver.require(3).values())))
+    assert view.require(3) == driver.require(3)
+    assert (view.workers(), view.nodes(), view.is_news(3)) == ([2, 3], [[1, 2, 3]], False)
+    view.replace(driver.snapshot())
+    assert view.members() == driver.members()
+
+
+def test_who_is_gone_is_not_learned_of_again() -> None:
+    driver = cluster(1, 1)
+    view = worker_view(driver, 2)
+    late = driver.require(3).values()
+    view.gone(3, KILLED)
+    view.learn(late)
+    assert view.procs() == [1, 2]
+    assert view.why_gone(3) == KILLED
+
+
 class Life(RuleBasedStateMachine):
     """A driver's membership, a worker's view of it, and a model of dicts."""
 

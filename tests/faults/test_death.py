@@ -119,7 +119,31 @@ def test_everybody_who_waits_for_it_hears_of_it(workers: list[int]) -> None:
 def _exit_in_c(code: int) -> None:
     import ctypes
 
-    ctypes.CDLL(None)._exit(code)
+    ctypes.CDLL(None).exit(code)
+
+
+def _exit_from_a_thread(code: int) -> None:
+    import os
+    import threading
+
+    thread = threading.Thread(target=os._exit, args=(code,))
+    thread.start()
+    thread.join()
+
+
+def _overflow_the_stack() -> None:
+    """Of a thread, which is small: from 3.12 on, the interpreter's own limit protects the main thread's."""
+    import sys
+    import threading
+
+    def descend(_: int) -> int:
+        return max([0], key=descend)
+
+    sys.setrecursionlimit(10**6)
+    threading.stack_size(64 << 10)
+    thread = threading.Thread(target=descend, args=(0,))
+    thread.start()
+    thread.join()
 
 
 def _segfault() -> None:
@@ -146,6 +170,8 @@ CRIMES: dict[str, tuple[Callable[[], Any], int | None, int | None, str]] = {
     "os._exit(3)": (lambda: __import__("os")._exit(3), 3, None, "it exited with code 3"),
     "os._exit(0)": (lambda: __import__("os")._exit(0), 0, None, "it exited with code 0"),
     "exit in C": (lambda: _exit_in_c(7), 7, None, "it exited with code 7"),
+    "exit from a thread": (lambda: _exit_from_a_thread(9), 9, None, "it exited with code 9"),
+    "stack overflow": (_overflow_the_stack, None, 11, "killed by signal 11 (SIGSEGV)"),
     "segmentation fault": (_segfault, None, 11, "killed by signal 11 (SIGSEGV)"),
     "abort": (_abort, None, 6, "killed by signal 6 (SIGABRT)"),
     "kills itself": (lambda: __import__("os").kill(__import__("os").getpid(), 15), None, 15, "signal 15 (SIGTERM)"),

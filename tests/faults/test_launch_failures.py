@@ -228,13 +228,16 @@ def test_an_address_that_is_somebody_elses(command: Callable[[str], list[str]]) 
 
 @pytest.mark.usefixtures("_only_what_was_there")
 def test_every_worker_finds_a_port_of_its_own() -> None:
-    """Many at once look for one in the same range."""
+    """Many at once look for one in the same range; each begins with the one that its number hints at."""
     psutil = pytest.importorskip("psutil")
     pids = hd.addprocs(12)
     ports = set()
     for pid in pids:
-        connections = psutil.Process(hd.remotecall_fetch(os.getpid, pid)).net_connections("tcp")
-        ports |= {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
+        ospid = hd.remotecall_fetch(os.getpid, pid)
+        connections = psutil.Process(ospid).net_connections("tcp")
+        (port,) = {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
+        assert port >= 9000 + ospid % 1000
+        ports.add(port)
     assert len(ports) == 12
     hd.rmprocs(pids)
 

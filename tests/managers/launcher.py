@@ -28,7 +28,7 @@ class Launcher:
 
     def launch(self, n: int = 1, **params: Any) -> list[WorkerConfig]:
         manager = LocalManager(n)
-        manager.attach(self.context)
+        manager.attach(self.context, params)
         first = len(self.launched)
         notified: list[int] = []
         manager.launch(params, self.launched, lambda: notified.append(len(self.launched)))

@@ -54,7 +54,7 @@ def test_announcement_of_a_forked_worker(launcher: Launcher) -> None:
 def test_none_at_all(launcher: Launcher) -> None:
     assert launcher.launch(0) == []
     manager = LocalManager(-3)
-    manager.attach(launcher.context)
+    manager.attach(launcher.context, manager.default_addprocs_params())
     manager.launch({}, launcher.launched, lambda: None)
     assert not launcher.launched
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from hybriddist.runtime.folders import Seat
 from hybriddist.runtime.leash import take_stdin
 from hybriddist.runtime.options import WorkerOptions
 
@@ -19,7 +20,8 @@ NAME = "tests.runtime.fake_worker:run"
 
 def run(options: WorkerOptions) -> NoReturn:
     cookie = sys.stdin.buffer.readline().decode().rstrip("\n")
-    leash = take_stdin(close_stdin=options.close_stdin, unix_path=options.unix_path)
+    seat = None if options.unix_path is None else Seat(options.unix_path)
+    leash = take_stdin(close_stdin=options.close_stdin, seat=seat)
     assert leash is not None
     leash.arm()
     exec(os.environ.get("FAKE_WORKER", ""), {"options": options, "cookie": cookie})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -89,19 +91,22 @@ def test_signals(start: Start) -> None:
     assert not child.kill()
 
 
-def test_kill_takes_the_group_along(start: Start) -> None:
+@pytest.mark.parametrize("by", ["kill", "terminate"])
+def test_the_end_takes_the_group_along(by: str) -> None:
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
     process = subprocess.Popen(
-        [sys.executable, "-c", "import subprocess; subprocess.Popen(['sleep', '60'], close_fds=False); input()"],
+        ["/bin/sh", "-c", "sleep 60; :"],
         stdin=subprocess.PIPE,
         pass_fds=[writing],
         start_new_session=True,
     )
     child = PopenChild(process)
     os.close(writing)
-    child.kill()
+    poll_for(lambda: Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(), what="its child")
+    assert getattr(child, by)()
     with open(reading, "rb") as pipe:
-        assert pipe.read() == b""  # ends only when the grandchild is gone as well
+        assert select.select([pipe], [], [], 10)[0]  # ends only when the grandchild is gone as well
+        assert pipe.read() == b""
     child.wait()
     child.release()

@@ -16,12 +16,17 @@ from hybriddist.runtime.leash import is_leash
 
 ROOT = Path(__file__).resolve().parents[2]
 
+IMPORTS = """
+import os, sys, time, threading
+from hybriddist.runtime.folders import Seat
+from hybriddist.runtime.leash import Leash, take_stdin
+"""
+
 
 def start(code: str, stdin: Any = subprocess.PIPE) -> subprocess.Popen[bytes]:
     """A process that does ``code`` with a leash, and has said so."""
-    source = "import os, sys, time, threading\nfrom hybriddist.runtime.leash import Leash, take_stdin\n"
     process = subprocess.Popen(
-        [sys.executable, "-c", source + textwrap.dedent(code)], stdin=stdin, stdout=subprocess.PIPE, cwd=ROOT
+        [sys.executable, "-c", IMPORTS + textwrap.dedent(code)], stdin=stdin, stdout=subprocess.PIPE, cwd=ROOT
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"armed\n"
@@ -56,7 +61,7 @@ def test_socket_file_is_removed_and_last_words_cannot_prevent_the_exit(tmp_path:
     path, said = tmp_path / "worker.sock", tmp_path / "said"
     path.touch()
     code = f"""
-    leash = take_stdin(close_stdin=True, unix_path={str(path)!r})
+    leash = take_stdin(close_stdin=True, seat=Seat({str(path)!r}))
     def last_words():
         open({str(said)!r}, "w").close()
         time.sleep(60)
