@@ -8,7 +8,8 @@ Both are processes of their own, so that nothing of this one (threads, a large h
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,8 +21,25 @@ Server = Callable[[Any], None]
 """Runs in the server with the other end, until the client closes."""
 
 
+Placement = Sequence[int]
+"""The CPUs that client and server are bound to; empty: wherever the system puts them."""
+
+
+def placements() -> dict[str, Placement]:
+    """The system's own choice, and the two that it chooses from.
+
+    A loop whose ends sleep and wake in turns is several times faster where the system keeps both on one CPU, and it
+    does so in some runs and not in others. Two processes that are to compute at the same time have two.
+    """
+    if not hasattr(os, "sched_setaffinity") or len(cpus := sorted(os.sched_getaffinity(0))) < 2:
+        return {"": ()}
+    return {"": (), ", on two CPUs": cpus[:2], ", on one CPU": (cpus[0], cpus[0])}
+
+
 @contextmanager
-def loop(client: Client, client_end: Any, server: Server, server_end: Any) -> Iterator[Callable[[int], list[float]]]:
+def loop(
+    client: Client, client_end: Any, server: Server, server_end: Any, placement: Placement = ()
+) -> Iterator[Callable[[int], list[float]]]:
     """Start both; a function that has the client take so many samples, in seconds; end both."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -31,6 +49,9 @@ def loop(client: Client, client_end: Any, server: Server, server_end: Any) -> It
     ]
     for process in processes:
         process.start()
+    for process, cpu in zip(processes, placement, strict=False):
+        assert process.pid is not None
+        os.sched_setaffinity(process.pid, {cpu})
     for end in (theirs, client_end, server_end):
         end.close()  # so that the death of either is seen as end-of-file
 

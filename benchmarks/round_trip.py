@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from time import perf_counter
+from typing import Any
 
 import hybriddist as hd
 from benchmarks import bare
@@ -47,10 +48,10 @@ def pipe_server(end: Connection) -> None:
 
 
 @contextmanager
-def pipe_echo(trips: int) -> Iterator[Round]:
+def pipe_echo(trips: int, placement: bare.Placement) -> Iterator[Round]:
     """Turns of so many round trips over a pipe between two spawned processes."""
     client_end, server_end = multiprocessing.get_context("spawn").Pipe()
-    with bare.loop(pipe_client, client_end, pipe_server, server_end) as take:
+    with bare.loop(pipe_client, client_end, pipe_server, server_end, placement) as take:
         take(min(trips, WARM_UP))
         yield lambda: take(trips)
 
@@ -88,10 +89,10 @@ def connected_pair() -> tuple[socket.socket, socket.socket]:
 
 
 @contextmanager
-def socket_echo(trips: int) -> Iterator[Round]:
+def socket_echo(trips: int, placement: bare.Placement) -> Iterator[Round]:
     """Turns of so many round trips over TCP between two spawned processes."""
     client_end, server_end = connected_pair()
-    with bare.loop(socket_client, client_end, socket_server, server_end) as take:
+    with bare.loop(socket_client, client_end, socket_server, server_end, placement) as take:
         take(min(trips, WARM_UP))
         yield lambda: take(trips)
 
@@ -130,16 +131,24 @@ def calls(transport: str, trips: int) -> Iterator[Round]:
         yield turn
 
 
+@contextmanager
+def everywhere(echo: Callable[..., Any], name: str, trips: int) -> Iterator[dict[str, Round]]:
+    """A bare loop in each placement."""
+    with ExitStack() as stack:
+        yield {
+            name + words: stack.enter_context(echo(trips, placement)) for words, placement in bare.placements().items()
+        }
+
+
 def over_shm(plan: Plan) -> list[Row]:
-    """A call inside a node, against the echo over a pipe (and over TCP)."""
+    """A call inside a node, against the echo over a pipe."""
     trips = TRIPS // plan.scale
-    with pipe_echo(trips) as pipe, socket_echo(trips) as tcp, calls("shm", trips) as ours:
-        rivals = {"multiprocessing.Pipe echo": pipe, "bare TCP echo": tcp}
-        return compare("round trip, shared memory", ours, rivals, plan, bar=1.0)
+    with everywhere(pipe_echo, "multiprocessing.Pipe echo", trips) as pipes, calls("shm", trips) as ours:
+        return compare("round trip, shared memory", ours, pipes, plan, bar=1.0)
 
 
 def over_tcp(plan: Plan) -> list[Row]:
     """A call over TCP, against the echo over bare TCP."""
     trips = TRIPS // plan.scale
-    with socket_echo(trips) as tcp, calls("tcp", trips) as ours:
-        return compare("round trip, TCP", ours, {"bare TCP echo": tcp}, plan, bar=1.5)
+    with everywhere(socket_echo, "bare TCP echo", trips) as sockets, calls("tcp", trips) as ours:
+        return compare("round trip, TCP", ours, sockets, plan, bar=1.5)

@@ -7,13 +7,14 @@ import math
 
 import pytest
 
-from benchmarks import idle_memory, large_arrays, launch, many_items, round_trip, table
+from benchmarks import bare, idle_memory, large_arrays, launch, many_items, round_trip, table
 from benchmarks.rounds import Plan, Row, compare, median, p99
 
 
 @pytest.mark.parametrize("echo", [round_trip.pipe_echo, round_trip.socket_echo])
-def test_echo_loops_give_a_time_for_each_round_trip(echo: object) -> None:
-    with echo(20) as turn:  # type: ignore[operator]
+@pytest.mark.parametrize("placement", list(bare.placements().values()), ids=str)
+def test_echo_loops_give_a_time_for_each_round_trip(echo: object, placement: bare.Placement) -> None:
+    with echo(20, placement) as turn:  # type: ignore[operator]
         first, second = turn(), turn()
     assert len(first) == len(second) == 20
     assert all(sample > 0 for sample in first + second)
