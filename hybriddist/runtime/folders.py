@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
 import sys
 import weakref
@@ -26,7 +27,8 @@ from typing import Final
 
 from hybriddist.errors import TransportError
 
-_PREFIX: Final = "hybriddist-"
+_NAME: Final = re.compile(r"hybriddist-\d+-[0-9a-f]{8}")
+"""Ours alone: other folders whose names begin with the library's are somebody's own."""
 
 _MAX_ROOT_BYTES: Final = 55
 """A socket's path holds 104 bytes on macOS (108 on Linux), and our names below the root take up to 48."""
@@ -43,7 +45,7 @@ class Folder:
     """
 
     def __init__(self) -> None:
-        self.path = os.path.join(_root(), f"{_PREFIX}{os.getpid()}-{os.urandom(4).hex()}")
+        self.path = os.path.join(_root(), f"hybriddist-{os.getpid()}-{os.urandom(4).hex()}")
 
     def remove(self) -> None:
         """Remove it with the sockets in it, if it is there."""
@@ -55,7 +57,7 @@ class Folder:
         swept = []
         for name in os.listdir(root):
             path = os.path.join(root, name)
-            if name.startswith(_PREFIX) and path != self.path and _is_ours(path) and _remove_abandoned(path):
+            if path != self.path and _is_ours(path) and _remove_abandoned(path):
                 swept.append(path)
         return swept
 
@@ -131,7 +133,7 @@ def clean_up(socket_path: str) -> None:
 
 def leave_folder(folder: str) -> None:
     """Remove the folder if nobody is in it any more. A folder that is not ours stays."""
-    if os.path.basename(folder).startswith(_PREFIX) and _is_ours(folder):
+    if _is_ours(folder):
         _remove_abandoned(folder)
 
 
@@ -146,6 +148,8 @@ def _root() -> str:
 
 
 def _is_ours(path: str) -> bool:
+    if not _NAME.fullmatch(os.path.basename(path)):
+        return False
     try:
         found = os.lstat(path)
     except OSError:
@@ -177,17 +181,22 @@ def _remove_if_last(path: str, fd: int) -> bool:
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_still(path, fd):
-            _remove(path)
-        return True
+        return _is_still(path, fd) and _remove(path)
     except OSError:
         return False
     finally:
         os.close(fd)
 
 
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):  # it was never made, or somebody else removes it too
-        for name in os.listdir(path):
-            os.unlink(os.path.join(path, name))
+def _remove(path: str) -> bool:
+    """Remove the folder with the sockets in it; if there is anything else in it, it is not ours, and stays."""
+    try:
+        entries = [os.path.join(path, name) for name in os.listdir(path)]
+        if not all(stat.S_ISSOCK(os.lstat(entry).st_mode) for entry in entries):
+            return False
+        for entry in entries:
+            os.unlink(entry)
         os.rmdir(path)
+    except OSError:  # it was never made, or somebody else removes it too
+        return False
+    return True

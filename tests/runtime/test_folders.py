@@ -19,11 +19,11 @@ from hybriddist.runtime import folders
 from hybriddist.runtime.folders import Folder, Seat
 
 WORKER = """
-import sys, signal
+import sys, signal, socket
 from hybriddist.runtime.folders import Seat
 seat = Seat(sys.argv[1])
 seat.take()
-open(sys.argv[1], "w").close()
+socket.socket(socket.AF_UNIX).bind(sys.argv[1])
 print(flush=True)
 signal.pause()
 """
@@ -61,10 +61,11 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def seat_in(folder: Folder, name: str = "socket") -> Seat:
-    """A taken seat, with a file for its socket."""
+    """A taken seat, with its socket."""
     seat = Seat(os.path.join(folder.path, name))
     seat.take()
-    Path(seat.socket_path).touch()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(seat.socket_path)
     return seat
 
 
@@ -202,13 +203,18 @@ def test_a_forked_copy_does_not_hold_it_for_the_dead() -> None:
 
 def test_what_is_not_ours_stays(tmp_path: Path) -> None:
     root = Path(os.environ["TMPDIR"])
-    (root / "hybriddist-file").touch()
-    (root / "hybriddist-link").symlink_to(tmp_path)
-    (root / "other").mkdir()
+    (root / "hybriddist-1-00000000").touch()
+    (root / "hybriddist-2-00000000").symlink_to(tmp_path)
+    (root / "hybriddist-3-00000000").mkdir()
+    (root / "hybriddist-3-00000000" / "letter").touch()
+    for name in ("other", "hybriddist-mine", "hybriddist-ci.abcdef", "hybriddist-4-00000000x"):
+        (root / name).mkdir()
+    before = {path.name for path in root.iterdir()}
     assert Folder().sweep() == []
-    folders.leave_folder(str(root / "other"))
-    folders.leave_folder(str(root / "hybriddist-link"))
-    assert {path.name for path in root.iterdir()} == {"hybriddist-file", "hybriddist-link", "other"}
+    for name in before:
+        folders.leave_folder(str(root / name))
+    assert {path.name for path in root.iterdir()} == before
+    assert (root / "hybriddist-3-00000000" / "letter").exists()
     assert tmp_path.exists()
 
 
