@@ -172,8 +172,14 @@ def _call(f: Callable[..., Any], where: int, args: tuple[Any, ...], kwargs: dict
         process.store_call_here(f, args, kwargs, rrid)
         return future.wait() if mode == Mode.WAIT else future
     peer = process.peer(where)
-    completion = process.start_call(f, peer, args, kwargs, mode, rrid.whence, rrid.id)
+    # Before the call is sent: if a Ctrl-C strikes while it is, nobody knows whether it was, and the handle's end is to
+    # release the value. If it was not, the owner is told to forget what it does not know, which does no harm.
     process.references.created(rrid, where, future, announced=True)
+    try:
+        completion = process.start_call(f, peer, args, kwargs, mode, rrid.whence, rrid.id)
+    except Exception:
+        process.references.never_told(rrid)
+        raise
     if mode == Mode.WAIT:
         process.wait(completion, peer)
         if completion.outcome:

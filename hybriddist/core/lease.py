@@ -103,11 +103,6 @@ class Lessor:
     def _prepare(self) -> None:
         import ctypes
 
-        def release(self: Any, getpid: Callable[[], int] = getpid) -> None:
-            # `getpid` is bound here because module names may be gone at interpreter exit. 0.1 µs for each lease.
-            if self.ospid == getpid():
-                self.on_release()
-
         exporter = type(
             "Exporter",
             (ctypes.Array,),
@@ -115,12 +110,19 @@ class Lessor:
                 "_type_": ctypes.c_ubyte,
                 "_length_": limits.MAX_BUFFER_BYTES,
                 "__slots__": ("anchor", "on_release", "ospid"),
-                "__del__": release,
+                "__del__": end_lease,
             },
         )
         self._anchor = ctypes.c_char.from_buffer
         self._address = ctypes.addressof
         self._exporter = exporter.from_address  # type: ignore[attr-defined]  # Last: it tells that all is there.
+
+
+def end_lease(exporter: Any, getpid: Callable[[], int] = getpid) -> None:
+    """The finaliser of all leases. It must not be interrupted: Python ignores what finalisers raise."""
+    # `getpid` is bound here because module names may be gone at interpreter exit. 0.1 µs for each lease.
+    if exporter.ospid == getpid():
+        exporter.on_release()
 
 
 class RecycledMemory:

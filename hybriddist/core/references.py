@@ -224,6 +224,12 @@ class HolderBook(Generic[H]):
         if not announced:
             self._change(owner, rrid, edge(self.pid, self.pid), 1)
 
+    def never_told(self, rrid: RRID) -> None:
+        """What was to announce a reference that this process has just created was not sent: the owner knows nothing."""
+        holding = self._holdings.pop(rrid, None)
+        if holding is not None:
+            holding.credits = {}
+
     def arrived(self, rrid: RRID, owner: int, giver: int, make: Callable[[], H]) -> H:
         """A reference came in a message from ``giver``.
 

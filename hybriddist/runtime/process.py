@@ -28,7 +28,9 @@ from hybriddist import limits
 from hybriddist.core import captured as captured_module
 from hybriddist.core import payload
 from hybriddist.core.exits import ExitReason
+from hybriddist.core.lease import end_lease
 from hybriddist.core.messages import ANSWERED, Call, Mode, Outcome, Request, new
+from hybriddist.core.references import HolderBook
 from hybriddist.deadline import NEVER, Deadline
 from hybriddist.errors import RemoteException, TransportError
 from hybriddist.ids import RRID
@@ -87,7 +89,10 @@ class Process:
         self.owner: Any = None
         """Who manages this process on a higher floor: the driver's cluster."""
         self.guard = InterruptGuard(
-            (Peer._send_now, Peer.flush, Peer.on_ready, Peer.wait_for, wait_for_any, Receiver.serve),
+            (
+                *(Peer._send_now, Peer.flush, Peer.on_ready, Peer.wait_for, wait_for_any, Receiver.serve),
+                *(end_lease, HolderBook._ring),  # finalisers: Python would ignore an interrupt that they raise
+            ),
             (call_in_user_code, handlers.perform, wait_ready),
             ignore_unless_exposed=worker,
             also=self._interrupt_threads,

@@ -227,6 +227,26 @@ def test_changes_are_merged_and_gains_come_first() -> None:
     assert book.owners() == [5]
 
 
+def test_a_reference_whose_call_was_not_sent_costs_no_message() -> None:
+    book: HolderBook[Handle] = HolderBook(1)
+    handle = Handle()
+    book.created(REF, 2, handle, announced=True)
+    book.never_told(REF)
+    book.never_told(REF)
+    assert book.handle(REF) is None
+    book.released(REF)
+    del handle
+    gc.collect()
+    assert book.owners() == []
+
+
+def test_a_release_of_what_was_never_created_leaves_nothing() -> None:
+    """The creator was interrupted while it sent the call, and it was not sent after all."""
+    book = OwnerBook()
+    book.apply(*REF, edge(1, 1), -1)
+    assert len(book) == 0
+
+
 def test_a_reference_that_nobody_else_saw_costs_no_message() -> None:
     book = HolderBook[Handle](1)
     handle = Handle()

@@ -276,6 +276,8 @@ class TestTracker:
             "created = Segment.create(5000)\n"
             "Segment.attach(created.name)\n"
             "created.unlink(); created.unlink()\n"
+            "from hybriddist.shm import segment\n"
+            "segment.unlink(Segment.create(5000).name)\n"
             "import mmap\n"
             "def fail(*args): raise OSError(errno.ENOMEM, 'none')\n"
             "real, mmap.mmap = mmap.mmap, fail\n"
