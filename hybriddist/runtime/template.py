@@ -78,7 +78,6 @@ def _preload(runner: str) -> Callable[[WorkerOptions], Any]:
     run: Callable[[WorkerOptions], Any] = getattr(importlib.import_module(module), name)
     for needed in ("hybriddist.net.transport", "hybriddist.shm.rendezvous"):
         importlib.import_module(needed)
-    importlib.import_module("hybriddist.shm.segment").prepare()
     gc.freeze()  # what is here now is never traversed again: the pages stay shared with the workers
     return run
 
@@ -133,6 +132,7 @@ class _Template:
         self._warm = True
         for wanted in ("cloudpickle", "hybriddist.future", "hybriddist.loops"):
             importlib.import_module(wanted)
+        segment.prepare()
         gc.collect()  # 4 ms; the first two workers did not wait for it either
         gc.freeze()
 

@@ -11,16 +11,19 @@ How it works, and which trap each step avoids:
 * *Reserved.* Creating more than there is room for succeeds, and the first touch then kills the process with SIGBUS.
   `posix_fallocate` takes the pages now or fails cleanly: `SharedMemoryFull`.
 * *No resource tracker.* Before Python 3.13 every process that merely attaches registers the segment with a tracker
-  process, which destroys it when the attacher exits. Registration is suppressed (never undone: the tracker keeps a set,
-  and taking our entry out takes the creator's). No tracker process is started.
+  process, which destroys it when the attacher exits. Who creates has the registration suppressed (never undone: the
+  tracker keeps a set, and taking our entry out takes the creator's). Who attaches or unlinks calls what `SharedMemory`
+  itself calls for it, and need not import that: 6 ms of a worker's start. No tracker process is started.
 * *Closing is dying.* `SharedMemory.close` raises while views are alive, and numpy arrays made the wrong way crash after
   it. Here the memory is unmapped when the last view of it dies, never by hand.
 """
 
 from __future__ import annotations
 
+import _posixshmem
 import errno
 import functools
+import mmap
 import os
 import re
 import sys
@@ -52,18 +55,10 @@ class Segment:
             object; after `close` it is an empty view.
     """
 
-    __slots__ = ("_handle", "memory", "name")
+    __slots__ = ("memory", "name")
 
-    def __init__(self, handle: SharedMemory) -> None:
-        # The mapping is taken out of the handle, which would close it under the views. The descriptor is not needed
-        # any more (the mapping has its own).
-        parts: Any = handle
-        mapping = parts._mmap
-        parts._buf.release()
-        parts._buf = parts._mmap = None
-        handle.close()
-        self._handle = handle
-        self.name = handle.name
+    def __init__(self, name: str, mapping: mmap.mmap) -> None:
+        self.name = name
         self.memory = memoryview(mapping)
 
     @classmethod
@@ -83,7 +78,7 @@ class Segment:
         try:
             handle = _untracked()(own_name, create=True, size=size)
             _reserve(handle, size)
-            return cls(handle)
+            return cls(own_name, _take_mapping(handle))
         except FileExistsError as error:
             # Not ours, so not to be unlinked. That somebody has guessed a random name is no case worth a second try.
             raise _full(size, error) from error
@@ -109,23 +104,27 @@ class Segment:
             TransportBroken: there is no such segment here, or it cannot be mapped.
         """
         check_name(name)
+        fd = -1
         try:
-            handle = _untracked()(name)
+            fd = _posixshmem.shm_open("/" + name, os.O_RDWR, mode=0o600)
+            status = os.fstat(fd)
+            if status.st_uid != os.geteuid() or status.st_mode & 0o777 != 0o600:
+                raise RemoteProtocolError(
+                    f"the shared-memory segment {name} belongs to user {status.st_uid} and has mode "
+                    f"{status.st_mode & 0o777:o}; expected are user {os.geteuid()} and mode 600"
+                )
+            if size is not None and status.st_size != size:
+                raise RemoteProtocolError(f"the shared-memory segment {name} has {status.st_size} bytes, not {size}")
+            return cls(name, mmap.mmap(fd, status.st_size))
         except (OSError, ValueError) as error:
             raise TransportBroken(f"cannot attach the shared-memory segment {name}: {error}") from error
-        status = os.fstat(handle._fd)  # type: ignore[attr-defined]
-        if status.st_uid != os.geteuid() or status.st_mode & 0o777 != 0o600:
-            raise RemoteProtocolError(
-                f"the shared-memory segment {name} belongs to user {status.st_uid} and has mode "
-                f"{status.st_mode & 0o777:o}; expected are user {os.geteuid()} and mode 600"
-            )
-        if size is not None and status.st_size != size:
-            raise RemoteProtocolError(f"the shared-memory segment {name} has {status.st_size} bytes, not {size}")
-        return cls(handle)
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
     def unlink(self) -> None:
         """Remove the name; the memory stays with who has mapped it. Idempotent; removing nothing is no error."""
-        _unlink(self._handle)
+        unlink(self.name)
 
     def close(self) -> None:
         """Let the memory go; it is unmapped when no view of it is left. Idempotent, never raises."""
@@ -181,9 +180,10 @@ def check_name(name: str) -> None:
 def unlink(name: str) -> None:
     """Remove the name of a segment that may or may not exist."""
     check_name(name)
-    handle = _untracked().__new__(_untracked())
-    handle._name = "/" + name  # type: ignore[attr-defined]
-    _unlink(handle)
+    try:
+        _posixshmem.shm_unlink("/" + name)
+    except FileNotFoundError:
+        pass  # the other side was first
 
 
 def capacity() -> tuple[int, int]:
@@ -251,11 +251,14 @@ def _reserve(handle: SharedMemory, size: int) -> None:
         os.posix_fallocate(handle._fd, start, min(_RESERVE_STEP_BYTES, size - start))  # type: ignore[attr-defined]
 
 
-def _unlink(handle: SharedMemory) -> None:
-    try:
-        handle.unlink()
-    except FileNotFoundError:
-        return  # The other side was first.
+def _take_mapping(handle: SharedMemory) -> mmap.mmap:
+    """The mapping, out of the handle, which would close it under the views. It has a descriptor of its own."""
+    parts: Any = handle
+    mapping: mmap.mmap = parts._mmap
+    parts._buf.release()
+    parts._buf = parts._mmap = None
+    handle.close()
+    return mapping
 
 
 def _full(size: int, error: OSError) -> SharedMemoryFull:
@@ -271,7 +274,7 @@ def _full(size: int, error: OSError) -> SharedMemoryFull:
 
 
 def prepare() -> None:
-    """Import what the first segment needs (6 ms), before a process is copied that would else do it in each copy."""
+    """Import what it takes to create a segment, before a process is copied that would else do it in each copy."""
     _untracked()
 
 
@@ -291,7 +294,8 @@ def _untracked() -> type[SharedMemory]:
         return Untracked
 
     # Own copies of the two methods, whose global name `resource_tracker` means one that does nothing. Replacing the
-    # name in the module itself, even for a moment, would hit other threads that create segments of their own.
+    # name in the module itself, even for a moment, would hit other threads that create segments of their own. (`unlink`
+    # is called where the mapping fails.)
     silent = SimpleNamespace(register=lambda name, kind: None, unregister=lambda name, kind: None)
     names = {**vars(shared_memory), "resource_tracker": silent}
     init, unlink = base.__init__, base.unlink
