@@ -12,6 +12,7 @@ connections, the cookie.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -128,6 +129,9 @@ class Nursery:
         self._alive = True
         self._last_lines: deque[str] = deque(maxlen=STDERR_TAIL_LINES)
         self._sock, theirs = socket.socketpair()
+        if theirs.fileno() <= 2:  # where this process has closed its own stdout, say: the template has one
+            with theirs as low:
+                theirs = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3))
         with theirs:
             try:
                 arguments = [str(theirs.fileno()), runner, folder or "", *sys_path]
