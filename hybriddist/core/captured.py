@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import hybriddist.errors
 from hybriddist.core import payload
-from hybriddist.core.dismantle import StandIn, headline, message, put_together, shorten, take_apart
-from hybriddist.errors import DeserializeError, RemoteException, SerializeError
+from hybriddist.core.dismantle import (
+    StandIn,
+    headline,
+    message,
+    own_attribute,
+    put_together,
+    shorten,
+    take_apart,
+)
+from hybriddist.errors import DeserializeError, RemoteException
 from hybriddist.transport import Buffer
 
 if TYPE_CHECKING:
@@ -49,24 +57,41 @@ class CapturedException:
         return f"CapturedException({payload.type_name(self.ex)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        body, buffers = dump(self)
+        body, buffers = dump(self, interruptible=True)
         return _load_nested, (body, [pickle.PickleBuffer(buffer) for buffer in buffers])
 
 
-def capture(exception: BaseException) -> CapturedException:
+def capture(exception: BaseException, *, interruptible: bool = False) -> CapturedException:
     """Take an exception where it was caught, for the journey.
 
     A `RemoteException` is kept with its own first capture; only the frames between are added. Never raises.
+
+    Args:
+        interruptible: let a `KeyboardInterrupt` through: it is Ctrl-C. Else the exception's own code has raised it.
     """
-    return CapturedException(exception, shorten(_format(exception)))
+    try:
+        text = _format(exception)
+    except KeyboardInterrupt:
+        if interruptible:
+            raise
+        text = ""
+    return CapturedException(exception, shorten(text))
 
 
-def dump(captured: CapturedException) -> tuple[bytes, list[memoryview]]:
-    """Make bytes (body and buffers, as `payload.dumps` does). Never fails: a stand-in goes for what cannot."""
+def dump(captured: CapturedException, *, interruptible: bool = False) -> tuple[bytes, list[memoryview]]:
+    """Make bytes (body and buffers, as `payload.dumps` does). Never fails: a stand-in goes for what cannot.
+
+    Args:
+        interruptible: as in `capture`.
+    """
     try:
         return payload.dumps((captured.traceback_text, take_apart(captured.ex)))
-    except SerializeError as error:  # too large, say: each part could be pickled, and all together could not
-        text = shorten(f"{message(captured.ex)}\n(it could not be pickled: {message(error)})")
+    except BaseException as error:
+        # Too large, say: each part could be pickled, and all together could not. Or the exception's own code failed
+        # where no exception's does: if that were raised here, somebody would wait for the answer for ever.
+        if interruptible and isinstance(error, KeyboardInterrupt):
+            raise
+        text = shorten(f"{_message_at_any_rate(captured.ex)}\n(it could not be pickled: {headline(error)})")
         return payload.dumps((captured.traceback_text, take_apart(StandIn(payload.type_name(captured.ex), text))))
 
 
@@ -83,6 +108,13 @@ def load(body: Buffer, buffers: Iterable[Buffer] = ()) -> CapturedException:
 
 def _load_nested(body: Buffer, buffers: list[Buffer]) -> CapturedException:
     return load(body, buffers)
+
+
+def _message_at_any_rate(exception: BaseException) -> str:
+    try:
+        return message(exception)
+    except KeyboardInterrupt:
+        return ""
 
 
 # ---- the traceback ----------------------------------------------------------------------------------------------
@@ -111,7 +143,17 @@ def _format(exception: BaseException) -> str:
     except KeyboardInterrupt:
         raise
     except BaseException as failure:
-        return f"{headline(exception)}\n(its traceback cannot be had: {payload.type_name(failure)})\n"
+        # Up to Python 3.12 a `__getattr__` that does not know `__notes__` is enough.
+        return f"{_frames_alone(exception)}{headline(exception)}\n(its traceback: {payload.type_name(failure)})\n"
+
+
+def _frames_alone(exception: BaseException) -> str:
+    """Where an exception was raised, without a question to the exception's own code."""
+    import traceback
+
+    frames = traceback.extract_tb(own_attribute(exception, "__traceback__"))
+    _drop_our_frames(frames)
+    return "".join(["Traceback (most recent call last):\n", *frames.format()])
 
 
 def _drop_our_frames(frames: list[traceback.FrameSummary]) -> None:

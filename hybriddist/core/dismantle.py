@@ -66,7 +66,7 @@ class _Part(NamedTuple):
 
 
 def take_apart(exception: BaseException) -> list[tuple[Any, ...]]:
-    """The parts of an exception and of those linked to it, itself first. Never raises."""
+    """The parts of an exception and of those linked to it, itself first. Raises what only hostile classes raise."""
     found = [exception]
     index = {id(exception): 0}
 
@@ -82,9 +82,9 @@ def take_apart(exception: BaseException) -> list[tuple[Any, ...]]:
 
     parts = []
     for each in found:  # grows while it is read
-        links: dict[str, Any] = {"suppress_context": bool(each.__suppress_context__)}
+        links: dict[str, Any] = {"suppress_context": own_attribute(each, "__suppress_context__")}
         if not isinstance(each, RemoteException):  # its cause is the captured exception that it carries anyway
-            links |= {"cause": place(each.__cause__), "context": place(each.__context__)}
+            links |= {name: place(own_attribute(each, f"__{name}__")) for name in ("cause", "context")}
         if isinstance(each, BaseExceptionGroup):
             links["members"] = [place(member) for member in each.exceptions]
         parts.append(_part(each, **links))
@@ -239,9 +239,11 @@ def put_together(raw_parts: list[tuple[Any, ...]], traceback_text: str) -> BaseE
             exception.__context__ = make(part.context)
         if not isinstance(exception, RemoteException):  # its constructor has set its cause
             exception.__suppress_context__ = part.suppress_context
-        if part.notes and not getattr(exception, "__notes__", None):
-            for note in part.notes:
-                exception.add_note(note)
+        own_notes = own_attribute(exception, "__notes__")
+        if len(part.notes) > (
+            len(own_notes) if isinstance(own_notes, list | tuple) else 0
+        ):  # one tells what is missing
+            object.__setattr__(exception, "__notes__", list(part.notes))  # `add_note` asks for the attribute first
     return make(0)
 
 
@@ -293,6 +295,15 @@ def message(exception: BaseException) -> str:
         return f"<its text cannot be had: {payload.type_name(failure)}>"
 
 
+def own_attribute(exception: BaseException, name: str) -> Any:
+    """An attribute that Python gives to exceptions, or None. Not by `getattr`: a class may have its own `__getattr__`,
+    made for other names, that raises what it likes."""
+    try:
+        return object.__getattribute__(exception, name)
+    except AttributeError:
+        return None
+
+
 def headline(exception: BaseException) -> str:
     """``Type: text``."""
     text = message(exception)
@@ -300,7 +311,7 @@ def headline(exception: BaseException) -> str:
 
 
 def _notes(exception: BaseException) -> Iterator[str]:
-    notes = getattr(exception, "__notes__", None)
+    notes = own_attribute(exception, "__notes__")
     if isinstance(notes, list | tuple):
         yield from (shorten(note) for note in notes[:_MOST_PARTS] if type(note) is str)
 

@@ -63,10 +63,13 @@ class Executor:
         try:
             work()
         except BaseException:  # our own bug, or an interrupt at a bad moment; the thread has to go on
-            print("hybriddist: internal error while running a call", file=sys.stderr)
-            import traceback  # 3 ms of a worker's start
+            try:
+                print("hybriddist: internal error while running a call", file=sys.stderr)
+                import traceback  # 3 ms of a worker's start
 
-            traceback.print_exc()
+                traceback.print_exc()
+            except BaseException:
+                pass  # stderr is closed, or the text of the user's exception cannot be had
 
     def submit(self, work: Callable[[], None]) -> None:
         """Queue one item and see that it is run by an executor thread."""

@@ -27,6 +27,7 @@ from hybriddist.deadline import Deadline
 from hybriddist.errors import (
     ConnectError,
     HybridDistError,
+    InternalError,
     LocalProtocolError,
     ProcessExitedException,
     RemoteException,
@@ -204,7 +205,11 @@ class Links:
         process.poller.add(peer.transport.fileno(), peer)
         if process.leaving.is_set():  # it may have come too late to be closed with the others
             peer.lose(TransportError("this process is leaving"))
-        peer.on_ready()
+        try:
+            peer.on_ready()
+        except Exception:  # a bug of ours; nobody else would close the connection
+            peer.lose(InternalError("internal error while receiving"))
+            raise
 
     # ---- joining ----------------------------------------------------------------------------------------------
 
@@ -257,9 +262,10 @@ class Links:
 
     def identified(self, peer: Peer, fields: dict[str, Any]) -> None:
         """A worker has connected to this one and says who it is."""
-        pid = fields["pid"]
-        if fields["to"] != self._process.pid or pid <= self._process.pid or pid in self._process.peers:
-            raise RemoteProtocolError(f"process {pid} connects to {fields['to']}, but this is {self._process.pid}")
+        pid, to = (fields.get("pid"), fields.get("to")) if isinstance(fields, dict) else (None, None)
+        own = self._process.pid
+        if not isinstance(pid, int) or to != own or pid <= own or pid in self._process.peers:
+            raise RemoteProtocolError(f"process {pid!r} connects to {to!r}, but this is {own}")
         peer.pid = pid
         self._process.peers[pid] = peer
         awaited = self._awaited.get(pid)

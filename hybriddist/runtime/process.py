@@ -255,7 +255,7 @@ class Process:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise RemoteException(self.pid, captured_module.capture(error)) from error
+            raise RemoteException(self.pid, captured_module.capture(error, interruptible=True)) from error
 
     def store_call_here(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rrid: RRID | None) -> None:
         """A call to the own pid on another thread; its end goes to the store, or on stderr where nobody asks."""

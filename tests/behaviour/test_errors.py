@@ -69,6 +69,25 @@ class HostileError(Exception):
         raise RuntimeError("no pickle")
 
 
+class InterruptingError(Exception):
+    """Its text raises what else only Ctrl-C does."""
+
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class FieldsError(Exception):
+    """With a `__getattr__` that knows its own names only."""
+
+    def __getattr__(self, name: str) -> Any:
+        return {"code": 5}[name]
+
+
+class UntouchableError(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        sys.exit(3)
+
+
 class FailsToComeBack(Exception):
     """Can be pickled, and cannot be rebuilt."""
 
@@ -344,10 +363,13 @@ def test_a_put_value_that_cannot_be_unpickled_there(cluster: list[int]) -> None:
 
 
 @pytest.mark.parametrize("call", FAMILY)
-def test_an_exception_that_cannot_be_pickled(call: Any, cluster: list[int]) -> None:
+@pytest.mark.parametrize("kind", [HostileError, InterruptingError, FieldsError, UntouchableError])
+def test_an_exception_that_is_difficult(call: Any, kind: type[Exception], cluster: list[int]) -> None:
+    """Its own code fails, wherever it is asked for something: the call ends all the same."""
     with pytest.raises(hd.RemoteException) as caught:
-        call(raise_it, cluster[0], HostileError)
-    assert "HostileError" in str(caught.value)
+        call(raise_it, cluster[0], kind)
+    assert kind.__name__ in str(caught.value)
+    assert "in raise_it" in str(caught.value) or kind is InterruptingError
 
 
 @pytest.mark.parametrize("call", FAMILY)

@@ -102,24 +102,29 @@ def test_a_flood_loses_nothing(cluster: list[int]) -> None:
 
 
 def test_a_driver_that_does_not_read_does_not_block_its_workers(run_python: ScriptRunner) -> None:
-    """Its stdout is a full pipe: calls go on all the same, and so does the end."""
+    """Its stdout is a full pipe: calls go on all the same, and so does the end, also that of one that prints."""
     code = """
     import os, sys
     import hybriddist as hd
 
     saved, (reading, writing) = os.dup(1), os.pipe()
     os.dup2(writing, 1)
-    (pid,) = hd.addprocs(1)
-    call = hd.remotecall(print, pid, "x" * 1_000_000)
-    other = hd.remotecall_fetch(abs, pid, -7)
-    os.write(saved, f"{other}\\n".encode())
-    hd.rmprocs(pid, waitfor=20)
+    def flood():
+        while True:
+            print("x" * 1000)
+
+    one, two = pids = hd.addprocs(2)
+    call = hd.remotecall(print, one, "x" * (10 << 20))
+    endless = [hd.remotecall(flood, pid) for pid in pids]
+    other = hd.remotecall_fetch(abs, one, -7)
+    os.write(saved, f"{other}, {call.fetch(timeout=20)}\\n".encode())
+    hd.rmprocs(pids, waitfor=20)
     os.write(saved, f"{hd.workers()}\\n".encode())
     os.close(reading)
     os._exit(0)
     """
     done = run_python(code, timeout=40)
-    assert (done.returncode, done.stdout) == (0, "7\n[1]\n")
+    assert (done.returncode, done.stdout) == (0, "7, None\n[1]\n")
 
 
 @pytest.mark.parametrize("how", ["stdout closed", "stderr closed", "both closed"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 import types
@@ -278,13 +279,60 @@ def test_hostile_notes(notes: Any) -> None:
     assert "ValueError: text" in str(got)
 
 
-def test_an_interrupt_while_a_text_is_made_stays_one() -> None:
-    class Interrupting(Exception):
-        def __reduce__(self) -> Any:
-            raise KeyboardInterrupt
+class Interrupting(Exception):
+    """Its own code raises what else only Ctrl-C does."""
 
-    with pytest.raises(KeyboardInterrupt):
-        dump(CapturedException(Interrupting(), ""))
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_a_text_is_made_stays_one() -> None:
+    """Where a Ctrl-C can be: on a thread of the user's."""
+    error = raised(Interrupting)
+    for ways in (lambda: dump(CapturedException(error, ""), interruptible=True), lambda: pickle.dumps(capture(error))):
+        with pytest.raises(KeyboardInterrupt):
+            ways()
+
+
+def test_elsewhere_an_interrupt_is_the_exceptions_own() -> None:
+    """Whoever waits for the end of the call gets one."""
+    assert "Interrupting" in str(travel(raised(Interrupting)))
+
+
+class Fields(Exception):
+    """Its `__getattr__` was made for names that it knows."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        super().__init__("some fields")
+        self.fields = fields
+
+    def __getattr__(self, name: str) -> Any:
+        return self.fields[name]
+
+
+class Untouchable(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        sys.exit(3)
+
+
+def test_attributes_of_any_name() -> None:
+    error = raised(lambda: Fields({"code": 5}))
+    error.__cause__ = ValueError("the cause")
+    got = travel(error)
+    assert type(got.ex) is Fields
+    assert got.ex.code == 5
+    assert type(got.ex.__cause__) is ValueError
+    assert "in raised" in got.traceback_text
+    error.__notes__ = ["a note"]
+    assert travel(error).ex.__notes__ == ["a note"]
+    error.lock = threading.Lock()  # so that it comes with a note on what is missing
+    assert "incomplete" in travel(error).ex.__notes__[1]
+
+
+def test_attributes_of_no_name() -> None:
+    got = travel(raised(lambda: Untouchable("the text")))
+    assert isinstance(got.ex, StandIn)
+    assert "Untouchable: the text" in str(got)
 
 
 def test_too_large_for_a_frame_becomes_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ An array that lies in memory which is unmapped kills the process that touches it
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -81,6 +82,17 @@ def mapped_bytes() -> int:
     return total
 
 
+def segments() -> dict[str, int]:
+    """The shared memory that this process has mapped: names and descriptors."""
+    found = {}
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one by which the folder is read
+            target = os.readlink(f"/proc/self/fd/{descriptor}")
+            if "/dev/shm/hybriddist-" in target:
+                found[target] = int(descriptor)
+    return found
+
+
 def check_and_overwrite(array: Any, seed: int) -> None:
     """Read every byte, and write every byte."""
     assert seed_of(array, array.nbytes) == seed
@@ -135,6 +147,33 @@ def test_sending_worker_removed(pair: list[int]) -> None:
         hd.remotecall_fetch(overwrite_kept, receiver, size, 9)
         assert hd.remotecall_fetch(kept_seed, receiver, size, size) == 9
         assert hd.remotecall_fetch(kept_seed, receiver, -size, size) == 3
+
+
+# ---- cutting short -----------------------------------------------------------------------------------------------
+
+
+def test_a_segment_cut_short_by_somebody_costs_its_two_processes_only(transport: str) -> None:
+    """Its name is gone, so this takes a process of the same user that looks into another one's descriptors."""
+    if transport != "shm":
+        pytest.skip("there is none")
+    one, two, other = pids = hd.addprocs(3, transport=transport)
+    try:
+        hd.remotecall_fetch(hd.remotecall_fetch, two, hd.myid, one)
+        theirs = [hd.remotecall_fetch(segments, pid) for pid in (one, two)]
+        (shared,) = theirs[0].keys() & theirs[1].keys()
+        assert shared.endswith(" (deleted)")
+        ospid = hd.remotecall_fetch(os.getpid, one)
+        os.truncate(f"/proc/{ospid}/fd/{theirs[0][shared]}", 0)
+        with pytest.raises((hd.ProcessExitedException, hd.RemoteException)) as caught:
+            hd.remotecall_fetch(hd.remotecall_fetch, two, hd.myid, one)
+        # The one that asks, or the other one, if it looked first.
+        gone = caught.value.__cause__ if isinstance(caught.value, hd.RemoteException) else caught.value
+        assert isinstance(gone, hd.ProcessExitedException)
+        assert gone.signal == signal.SIGBUS
+        poll_for(lambda: hd.workers() == [other])
+        assert hd.remotecall_fetch(abs, other, -3) == 3
+    finally:
+        hd.rmprocs(pids)
 
 
 # ---- writing ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ from tests.helpers.polling import poll_for
 
 pytestmark = pytest.mark.leaks_by_module
 
+END_SECONDS = 3.0
+"""From a death until everybody has heard of it: three times the promise, for a machine that has other work as well."""
+
 
 @pytest.fixture(scope="module", params=["shm", "tcp"])
 def transport(request: pytest.FixtureRequest) -> str:
@@ -48,7 +51,7 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 def assert_gone(pid: int, left: list[int]) -> None:
     """Everybody knows, and what is left works, also among each other."""
-    poll_for(lambda: hd.workers() == left, what=f"{pid} is no longer listed")
+    poll_for(lambda: hd.workers() == left, timeout=END_SECONDS, what=f"{pid} is no longer listed")
     for other in left:
         poll_for(lambda other=other: hd.remotecall_fetch(hd.workers, other) == left)  # type: ignore[misc]
     if len(left) > 1:
@@ -109,8 +112,9 @@ def test_everybody_who_waits_for_it_hears_of_it(workers: list[int]) -> None:
         thread.start()
     time.sleep(0.2)  # most of them wait by now; those that come later hear of it as well
     os.kill(ospid, signal.SIGKILL)
+    end = time.monotonic() + END_SECONDS
     for thread in threads:
-        thread.join(10)
+        thread.join(max(0.0, end - time.monotonic()))
     assert sorted(ends) == list(range(len(waits)))
     assert {(news.pid, news.signal) for news in map(message_of, ends.values())} == {(one, 9)}
     assert untouched.fetch(timeout=20) == "done"
@@ -288,8 +292,11 @@ def test_death_of_a_consumer_ends_a_blocked_send(workers: list[int]) -> None:
     thread = threading.Thread(target=send)
     thread.start()
     poll_for(lambda: _is_blocked(thread))
+    used = time.process_time()
+    time.sleep(0.3)  # this is how long it is watched
+    assert time.process_time() - used < 0.15, "it spins while it waits"
     os.kill(ospid, signal.SIGKILL)
-    thread.join(10)
+    thread.join(END_SECONDS)
     assert [message_of(error).pid for error in ends] == [workers[0]]
     assert_gone(workers[0], workers[1:])
 

@@ -20,6 +20,7 @@ from hybriddist.deadline import Deadline
 from hybriddist.errors import AuthenticationError, ConnectError, RemoteProtocolError
 from hybriddist.greeting import greet
 from tests.helpers.polling import poll_for
+from tests.helpers.scripts import ScriptRunner
 
 pytestmark = pytest.mark.leaks_by_module
 
@@ -246,6 +247,24 @@ def test_the_socket_in_the_file_system_is_private(cluster: list[int]) -> None:
         (path,) = [Path(a.partition(":")[2]) for a in addresses(pid) if a.startswith("unix")]
         assert path.parent.stat().st_mode & 0o777 == 0o700
         assert path.parent.stat().st_uid == os.geteuid()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else needs root")
+def test_another_user_cannot_even_knock_at_it(cluster: list[int], run_python: ScriptRunner) -> None:
+    paths = [a.partition(":")[2] for pid in cluster for a in addresses(pid) if a.startswith("unix")]
+    code = """
+    import os, socket, sys
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+    def list_folder(path): os.listdir(os.path.dirname(path))
+    for path in sys.argv[1:]:
+        for attempt in (socket.socket(socket.AF_UNIX).connect, os.unlink, list_folder):
+            try:
+                attempt(path)
+            except PermissionError:
+                print("refused")
+    """
+    done = run_python(code, *paths, how="-c")
+    assert (done.stdout.split(), done.stderr) == (["refused"] * 6, "")
 
 
 def test_a_listener_that_is_no_worker_learns_nothing(cluster: list[int]) -> None:

@@ -48,6 +48,21 @@ def test_name_and_rights():
     assert segment.new_name() != segment.new_name()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else needs root")
+def test_another_user_is_refused(python):
+    created = Segment.create(100)
+    result = python.run(
+        "import os, sys\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "for mode in (os.O_RDWR, os.O_RDONLY):\n"
+        "    try: os.open(sys.argv[1], mode)\n"
+        "    except PermissionError: print('refused')\n",
+        f"{FOLDER}/{created.name}",
+    )
+    created.unlink()
+    assert (result.stdout, result.stderr) == ("refused\nrefused\n", "")
+
+
 def test_close_with_views_alive():
     created = Segment.create(8000)
     created.unlink()
