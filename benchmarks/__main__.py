@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import idle_memory, large_arrays, launch, machine, many_items, round_trip, table
+from benchmarks import channels, idle_memory, large_arrays, launch, machine, many_items, references, round_trip, table
 from benchmarks.rounds import Plan, Row
 
 BENCHMARKS: Mapping[str, Callable[[Plan], list[Row]]] = {
@@ -16,6 +16,10 @@ BENCHMARKS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "pmap": many_items.single_items,
     "arrays-shm": large_arrays.over_shm,
     "arrays-tcp": large_arrays.over_tcp,
+    "channels": channels.put_and_take,
+    "channels-small": channels.small_items,
+    "channels-large": channels.large_items,
+    "references": references.sending_and_dropping,
     "launch-2": launch.two,
     "launch-16": launch.sixteen,
     "memory": idle_memory.idle,

@@ -11,21 +11,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from hybriddist.awaiting import (
+        as_completed,
+    )
     from hybriddist.calls import (
-        fetch,
         fetchfrom,
-        finalize,
-        isready,
-        live_references,
-        put,
         remote_do,
         remotecall,
         remotecall_fetch,
         remotecall_wait,
-        remoteref_id,
         spawn,
         spawnat,
-        wait,
+    )
+    from hybriddist.channel import (
+        RemoteChannel,
     )
     from hybriddist.cluster import (
         addprocs,
@@ -69,8 +68,32 @@ if TYPE_CHECKING:
         TransportError,
         VersionMismatchError,
     )
+    from hybriddist.evaluation import (
+        clear,
+        everywhere,
+        remotecall_all,
+        remotecall_eval,
+    )
+    from hybriddist.events import (
+        off_worker,
+        on_worker,
+    )
     from hybriddist.future import (
         Future,
+    )
+    from hybriddist.handles import (
+        channel_from_id,
+        close,
+        fetch,
+        finalize,
+        isopen,
+        isready,
+        live_references,
+        put,
+        remoteref_id,
+        take,
+        wait,
+        worker_id_from_socket,
     )
     from hybriddist.ids import (
         RRID,
@@ -92,14 +115,28 @@ if TYPE_CHECKING:
         ClusterManager,
         WorkerConfig,
     )
+    from hybriddist.managers.joining import (
+        init_worker,
+        process_messages,
+    )
     from hybriddist.managers.local import (
         LocalManager,
     )
     from hybriddist.maps import (
         pmap,
     )
+    from hybriddist.runtime.channels import (
+        Channel,
+    )
     from hybriddist.runtime.start import (
         start_worker,
+    )
+    from hybriddist.runtime.status import (
+        get_status,
+        set_status,
+    )
+    from hybriddist.scopes import (
+        sync,
     )
 
 __version__ = "0.1.0"
@@ -107,6 +144,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AuthenticationError",
     "CapturedException",
+    "Channel",
     "ClusterError",
     "ClusterManager",
     "CompositeException",
@@ -129,6 +167,7 @@ __all__ = [
     "ProcessExitedException",
     "ProtocolError",
     "RRID",
+    "RemoteChannel",
     "RemoteException",
     "RemoteProtocolError",
     "RemovalTimeout",
@@ -142,54 +181,65 @@ __all__ = [
     "VersionMismatchError",
     "WorkerConfig",
     "addprocs",
+    "as_completed",
+    "channel_from_id",
+    "clear",
+    "close",
     "cluster_cookie",
     "distributed",
+    "everywhere",
     "fetch",
     "fetchfrom",
     "finalize",
+    "get_status",
+    "init_worker",
     "interrupt",
+    "isopen",
     "isready",
     "live_references",
     "myid",
     "nodes",
     "nprocs",
     "nworkers",
+    "off_worker",
+    "on_worker",
     "path_to",
     "pmap",
+    "process_messages",
     "procs",
     "procs_on_node",
     "put",
     "remote_do",
     "remotecall",
+    "remotecall_all",
+    "remotecall_eval",
     "remotecall_fetch",
     "remotecall_wait",
     "remoteref_id",
     "rmprocs",
+    "set_status",
     "shutdown",
     "spawn",
     "spawnat",
     "start_worker",
+    "sync",
+    "take",
     "wait",
+    "worker_id_from_socket",
     "workers",
 ]
 
 _HOMES: Final = {
     "hybriddist.calls": (
-        "fetch",
         "fetchfrom",
-        "finalize",
-        "isready",
-        "live_references",
-        "put",
         "remote_do",
         "remotecall",
         "remotecall_fetch",
         "remotecall_wait",
-        "remoteref_id",
         "spawn",
         "spawnat",
-        "wait",
     ),
+    "hybriddist.channel": ("RemoteChannel",),
     "hybriddist.cluster": (
         "addprocs",
         "cluster_cookie",
@@ -230,7 +280,32 @@ _HOMES: Final = {
         "TransportError",
         "VersionMismatchError",
     ),
+    "hybriddist.evaluation": (
+        "clear",
+        "everywhere",
+        "remotecall_all",
+        "remotecall_eval",
+    ),
+    "hybriddist.events": (
+        "off_worker",
+        "on_worker",
+    ),
     "hybriddist.future": ("Future",),
+    "hybriddist.awaiting": ("as_completed",),
+    "hybriddist.handles": (
+        "channel_from_id",
+        "close",
+        "fetch",
+        "finalize",
+        "isopen",
+        "isready",
+        "live_references",
+        "put",
+        "remoteref_id",
+        "take",
+        "wait",
+        "worker_id_from_socket",
+    ),
     "hybriddist.ids": ("RRID",),
     "hybriddist.listing": (
         "myid",
@@ -247,9 +322,19 @@ _HOMES: Final = {
         "ClusterManager",
         "WorkerConfig",
     ),
+    "hybriddist.managers.joining": (
+        "init_worker",
+        "process_messages",
+    ),
     "hybriddist.managers.local": ("LocalManager",),
     "hybriddist.maps": ("pmap",),
+    "hybriddist.runtime.channels": ("Channel",),
     "hybriddist.runtime.start": ("start_worker",),
+    "hybriddist.runtime.status": (
+        "get_status",
+        "set_status",
+    ),
+    "hybriddist.scopes": ("sync",),
 }
 """Where each public name lives."""
 

@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeVar
 
 from hybriddist.core.messages import Mode
 from hybriddist.future import Future
-from hybriddist.ids import RRID, as_pid
+from hybriddist.ids import as_pid
 from hybriddist.runtime.current import current
+from hybriddist.scopes import joined
 
 T = TypeVar("T")
 
@@ -81,11 +82,11 @@ def remote_do(f: Callable[..., Any], where: int, /, *args: Any, **kwargs: Any) -
 
 
 def spawnat(where: int | Literal["any"], f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-    """`remotecall` with the process first; ``"any"`` takes the workers in turn.
+    """`remotecall` with the process first; ``"any"`` takes the workers in turn. A block of `sync` waits for it.
 
     Source: Julia's Distributed, ``@spawnat``.
     """
-    return _call(f, _place(where), args, kwargs, Mode.STORE)
+    return joined(_call(f, _place(where), args, kwargs, Mode.STORE))
 
 
 def spawn(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
@@ -99,66 +100,6 @@ def fetchfrom(where: int | Literal["any"], f: Callable[..., T], /, *args: Any, *
     Source: Julia's Distributed, ``@fetchfrom`` and ``@fetch``.
     """
     return remotecall_fetch(f, _place(where), *args, **kwargs)
-
-
-def fetch(x: Any, timeout: float | None = None) -> Any:
-    """The value behind a reference; anything else is returned as it is."""
-    return x.fetch(timeout) if isinstance(x, Future) else x
-
-
-def wait(x: Any, timeout: float | None = None) -> Any:
-    """Wait for a reference or any other waitable; returns it."""
-    x.wait(timeout)
-    return x
-
-
-def put(x: Any, *values: Any) -> Any:
-    """Store into a reference; returns it."""
-    x.put(*values)
-    return x
-
-
-def isready(x: Any) -> bool:
-    """Whether a reference has a value."""
-    return bool(x.isready())
-
-
-def finalize(x: Any) -> None:
-    """Give a reference up now, without waiting for the garbage collector. The handle cannot be used afterwards.
-
-    The value goes as soon as no other process holds a reference to it.
-
-    Source: Julia's ``finalize`` of a remote reference.
-    """
-    _reference(x)._finalize()
-
-
-def remoteref_id(x: Any) -> RRID:
-    """The identity of a reference: ``whence``, the process that made it, and ``id``, a number of that process.
-
-    Source: Julia's Distributed, ``remoteref_id``.
-    """
-    rrid: RRID = _reference(x)._rrid
-    return rrid
-
-
-def live_references(pid: int) -> list[RRID]:
-    """The references whose values (or whose calls under way) process ``pid`` holds for others, sorted.
-
-    For tests and for the hunt for leaks. What only the process itself refers to is not among them.
-    """
-    return remotecall_fetch(_live_here, pid)
-
-
-def _live_here() -> list[RRID]:
-    process = current()
-    return process.store.live(process.pid)
-
-
-def _reference(x: Any) -> Any:
-    if not hasattr(x, "_rrid"):
-        raise TypeError(f"this takes a reference, such as a Future, not {type(x).__name__}")
-    return x
 
 
 def _call(f: Callable[..., Any], where: int, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Mode) -> Future:
@@ -202,6 +143,5 @@ def _place(where: int | Literal["any"]) -> int:
 
 
 __all__ = [
-    "fetch", "fetchfrom", "finalize", "isready", "live_references", "put", "remote_do", "remotecall",
-    "remotecall_fetch", "remotecall_wait", "remoteref_id", "spawn", "spawnat", "wait",
+    "fetchfrom", "remote_do", "remotecall", "remotecall_fetch", "remotecall_wait", "spawn", "spawnat",
 ]  # fmt: skip

@@ -17,16 +17,18 @@ from typing import Any, Final
 
 from hybriddist import limits
 from hybriddist.deadline import Deadline
-from hybriddist.errors import ClusterError, CompositeException, NotDriverError
+from hybriddist.errors import ClusterError, CompositeException, LaunchTimeout, NotDriverError
 from hybriddist.ids import DRIVER
 from hybriddist.managers.base import ClusterManager, reject_unknown_keywords
 from hybriddist.managers.driver import Cluster
+from hybriddist.managers.interrupting import interrupt_workers
 from hybriddist.managers.launching import Launch
 from hybriddist.managers.local import LocalManager
 from hybriddist.managers.removing import Removal, shut_down
 from hybriddist.runtime.context import become
 from hybriddist.runtime.current import current
 from hybriddist.runtime.process import Process
+from hybriddist.settings import Settings
 
 TOPOLOGIES: Final = ("all_to_all", "master_worker", "custom")
 TRANSPORTS: Final = ("auto", "shm", "tcp")
@@ -92,7 +94,7 @@ def addprocs(what: Any = None, /, **keywords: Any) -> list[int]:
     if isinstance(manager, LocalManager) and manager.n == 0:
         return []
     try:
-        return _launch(cluster_of(process), manager, params)
+        return _launch_and_tell(cluster_of(process), manager, params)
     except CompositeException as error:
         if on_failure == "raise":
             raise
@@ -110,11 +112,28 @@ def _local_manager(count: Any, restrict: Any) -> LocalManager:
     return LocalManager(operator.index(count), restrict)
 
 
+def _launch_and_tell(cluster: Cluster, manager: ClusterManager, params: dict[str, Any]) -> list[int]:
+    """Launch, between the functions that are to hear of it; without the lock, so that they may do what they like."""
+    cluster.events.starting(manager, params)
+    try:
+        pids = _launch(cluster, manager, params)
+    except (CompositeException, LaunchTimeout) as error:
+        try:
+            cluster.events.started(error.pids)
+        except Exception as another:
+            error.add_note(f"and a function for started workers failed: {another!r}")
+        raise
+    cluster.events.started(pids)
+    return pids
+
+
 def _launch(cluster: Cluster, manager: ClusterManager, params: dict[str, Any]) -> list[int]:
     with cluster.lock:
         if cluster.closed:
             raise ClusterError("the cluster has been shut down")
         cluster.process.guard.install()
+        # Read at each launch, so that a program may change its mind between two.
+        cluster.process.settings = Settings.from_environment()
         cluster.process.membership.choose_topology(params["topology"], params["lazy"])
         if isinstance(manager, LocalManager):
             manager.attach(cluster.local_context(), params)
@@ -189,10 +208,23 @@ def _flatten(pids: Iterable[Any]) -> Iterator[int]:
 def interrupt(*pids: Any) -> None:
     """Send Ctrl-C to the calls that run on workers; to all workers, with no argument.
 
-    The calls end with a `RemoteException` of ``KeyboardInterrupt``; an idle worker is not touched.
+    The calls end with a `RemoteException` of ``KeyboardInterrupt``; an idle worker is not touched, and calls that have
+    not begun are not. The workers are told at the same time; this returns when all have been told, which does not mean
+    that the calls have ended: one may catch the interrupt.
+
+    Args:
+        *pids: pids or lists of pids. Nobody is interrupted if one of them is wrong.
 
     Raises:
-        NotDriverError, NoSuchProcessError, ProcessExitedException.
+        NotDriverError: called on a worker.
+        NoSuchProcessError, ProcessExitedException, ClusterError: a pid is unknown, gone, or the driver's own.
+        CompositeException: a manager failed to tell several workers (the error itself, if it is one).
+        TimeoutError: not all were told within `limits.INTERRUPT_SECONDS`; the text names them.
+
+    Example::
+
+        future = hd.remotecall(time.sleep, 2, 3600)
+        hd.interrupt(2)
 
     Source: Julia's Distributed, ``interrupt``.
     """
@@ -200,13 +232,13 @@ def interrupt(*pids: Any) -> None:
     if process.pid != DRIVER:
         raise NotDriverError("Only process 1 can interrupt workers")
     cluster = cluster_of(process)
-    for pid in list(_flatten(pids)) or [pid for pid in process.membership.workers() if pid != DRIVER]:
+    # Named by the user: also an empty list is a list. Without a name: all.
+    wanted = list(_flatten(pids)) if pids else [pid for pid in process.membership.workers() if pid != DRIVER]
+    for pid in wanted:
         if pid == DRIVER:
             raise ClusterError("process 1 is not a worker: it cannot be interrupted from here")
         process.membership.require(pid)
-        config, manager = cluster.configs.get(pid), cluster.managers.get(pid)
-        if config is not None and manager is not None:
-            manager.manage(pid, config, "interrupt")
+    interrupt_workers(cluster, wanted)
 
 
 def cluster_cookie(cookie: str | None = None) -> str:
@@ -245,4 +277,7 @@ def shutdown() -> None:
         cluster = cluster_of(process)
         shut_down(cluster)
         atexit.unregister(cluster.at_exit)
-        become(Process(DRIVER, cookie=process.cookie, membership=process.membership))
+        fresh = Process(DRIVER, cookie=process.cookie, membership=process.membership)
+        become(fresh)
+        if len(cluster.events):  # they are for all workers, also of the next addprocs
+            cluster_of(fresh).events = cluster.events

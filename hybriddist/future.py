@@ -12,15 +12,18 @@ import threading
 from collections.abc import Callable, Generator
 from typing import Any, Final
 
+from hybriddist.awaiting import run_callback, until_ended
 from hybriddist.core.messages import Mode, Operation, Outcome
 from hybriddist.deadline import Deadline
 from hybriddist.errors import HybridDistError, InvalidStateException, ProcessExitedException, RemoteException
 from hybriddist.ids import RRID, as_pid
+from hybriddist.runtime.asking import LOST
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.current import current
 from hybriddist.runtime.inquiry import member
 from hybriddist.runtime.peer import Peer
-from hybriddist.runtime.process import LOST, Process
+from hybriddist.runtime.process import Process
+from hybriddist.runtime.running import cancel_reference
 
 _Source = tuple[Completion, Peer | None]
 """What ends when the value is there, and the peer that tells; None: it is an entry of our own store."""
@@ -86,6 +89,7 @@ class Future:
         Raises:
             TimeoutError: not within ``timeout``; nothing is lost, fetch again.
             RemoteException: the call failed; the original exception is its ``__cause__``.
+            concurrent.futures.CancelledError: somebody has cancelled it.
             ProcessExitedException: the process that held the value is gone.
             DeserializeError: the value cannot be unpickled here.
             InvalidStateException: the reference was finalized.
@@ -152,7 +156,7 @@ class Future:
             process.store.put(self._rrid, value)
             return self
         peer = self._peer()
-        completion = process.start_request(peer, Operation.PUT, self._rrid, (value,))
+        completion = process.start_request(peer, Operation.PUT, self._rrid, *process.encode((value,), peer.pid))
         process.wait(completion, peer)
         try:
             process.value_of(completion, peer)
@@ -170,6 +174,33 @@ class Future:
         value = self.fetch()
         return value if type(index) is tuple and not index else value[index]
 
+    def cancel(self) -> bool:
+        """End the future without a value, for everybody who has it; whether it is cancelled now.
+
+        Its call is dropped if it has not begun, and interrupted if it runs: a `KeyboardInterrupt` is raised in it (on a
+        worker's main thread also in the middle of a `time.sleep`, on others at the next bytecode). Waits for the
+        holder's answer, not for the call's end. Fetching then raises `concurrent.futures.CancelledError`.
+
+        Returns:
+            False if there is a value or an error already, or the holder is gone.
+        """
+        if self._outcome is None:
+            process = self._process
+            try:
+                if self.where == process.pid:
+                    cancelled = cancel_reference(process, self._rrid)
+                else:
+                    peer = self._peer()
+                    completion = process.start_request(peer, Operation.CANCEL, self._rrid)
+                    process.wait(completion, peer)
+                    cancelled = bool(process.value_of(completion, peer))
+            except ProcessExitedException:
+                return False
+            if not cancelled:
+                return False
+            self._adopt(Outcome.CANCELLED, None)
+        return self._outcome == Outcome.CANCELLED
+
     # ---- callbacks --------------------------------------------------------------------------------------------
 
     def add_done_callback(self, function: Callable[[Future], Any]) -> None:
@@ -179,13 +210,13 @@ class Future:
         """
         source = self._begin()
         if source is None:
-            _run_callback(function, self)
+            run_callback(function, self)
             return
         process = self._process
 
         def run() -> None:
             self._finish(source)
-            _run_callback(function, self)
+            run_callback(function, self)
 
         def ended(_: Completion) -> None:
             # Not here: this thread receives, and must neither unpickle nor run what users wrote.
@@ -198,23 +229,7 @@ class Future:
     def __await__(self) -> Generator[Any, None, Any]:
         """``await future``: its value, without blocking the event loop."""
         if self._outcome is None:
-            import asyncio
-
-            loop = asyncio.get_running_loop()
-            ended: asyncio.Future[None] = loop.create_future()
-
-            def tell() -> None:
-                if not ended.done():
-                    ended.set_result(None)
-
-            def wake(_: Future) -> None:
-                try:
-                    loop.call_soon_threadsafe(tell)
-                except RuntimeError:
-                    pass  # the loop was closed meanwhile: nobody awaits any more
-
-            self.add_done_callback(wake)
-            yield from ended
+            yield from until_ended(self)
         return self._result()
 
     # ---- inside -----------------------------------------------------------------------------------------------
@@ -269,6 +284,9 @@ class Future:
             if peer is None:
                 self._remember(completion.outcome, completion.content, release=False)
                 return
+            if completion.outcome == Outcome.CANCELLED:
+                self._remember(Outcome.CANCELLED, None)
+                return
             try:
                 self._remember(Outcome.VALUE, self._process.value_of(completion, peer))
             except RemoteException as error:
@@ -289,6 +307,10 @@ class Future:
             return self._value
         if self._outcome == Outcome.ERROR:
             raise RemoteException(self.where, self._value)
+        if self._outcome == Outcome.CANCELLED:
+            from concurrent.futures import CancelledError  # 3 ms, and rarely needed
+
+            raise CancelledError(f"{self!r} was cancelled")
         # A new one for each: raising adds to an exception's traceback, and several threads may do so.
         error: BaseException = self._value
         raise copy.copy(error) from error.__cause__
@@ -299,7 +321,7 @@ class Future:
             sources = [source for source in (self._request, self._waiting) if source is not None]
             self._remember(LOST, InvalidStateException(f"{self!r} was finalized: it cannot be used any more"))
         for completion, peer in sources:
-            if peer is not None and _abandon(peer, completion, self._value):
+            if peer is not None and self._process.abandon(peer, completion, self._value):
                 # Who waits may be asleep on the connection itself, and wakes when something comes.
                 self._process.start_call(bool, peer, (), {}, Mode.FETCH, 0, 0)
 
@@ -318,7 +340,7 @@ class Future:
         return hash(self._rrid)
 
     def __repr__(self) -> str:
-        state = "" if self._outcome is None else ", fetched"
+        state = "" if self._outcome is None else ", cancelled" if self._outcome == Outcome.CANCELLED else ", fetched"
         return f"Future(where={self.where}, whence={self._rrid.whence}, id={self._rrid.id}{state})"
 
     def __copy__(self) -> Future:
@@ -335,24 +357,6 @@ class Future:
         if self._process.references.met(self._rrid, self.where):
             return _revive, (self.where, self._rrid, self._process.pid)
         return _revive_dead, ()
-
-
-def _abandon(peer: Peer, completion: Completion, error: BaseException) -> bool:
-    """End a request here: its answer is not wanted any more. False if it has come already."""
-    for call_id, pending in list(peer.pending.items()):
-        if pending is completion and peer.pending.pop(call_id, None) is not None:
-            completion.complete(LOST, error)
-            return True
-    return False
-
-
-def _run_callback(function: Callable[[Future], Any], future: Future) -> None:
-    try:
-        function(future)
-    except Exception:
-        import traceback
-
-        traceback.print_exc()
 
 
 def _new(process: Process, where: int, rrid: RRID) -> Future:

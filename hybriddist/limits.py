@@ -62,6 +62,10 @@ WORKER_TIMEOUT_SECONDS: Final = 60.0
 SILENCE_LIMIT_SECONDS: Final = 30.0
 """Default of HYBRIDDIST_SILENCE_LIMIT: without a byte from another node for so long, it counts as lost."""
 
+SIGNAL_LOOK_SECONDS: Final = 0.5
+"""A main thread that waits looks up so often: a Ctrl-C that comes just before a blocking call of C begins is noted by
+Python, and handled only between two bytecodes."""
+
 # ---- sending ----------------------------------------------------------------------------------------------------
 
 OUTBOX_BYTES: Final = 8 * MIB
@@ -77,6 +81,18 @@ TERM_EXIT_SECONDS: Final = 2.0
 
 SHUTDOWN_SECONDS: Final = 5.0
 """All of `shutdown()` at interpreter exit."""
+
+EXITING_CALLBACK_SECONDS: Final = 10.0
+"""How long the functions that hear of a removal may hold it up; they are meant for tidying up, not for waiting."""
+
+SLOW_CALLBACK_SECONDS: Final = 10.0
+"""A function that hears of workers and takes longer is named: it holds up others, and perhaps an `addprocs`."""
+
+INTERRUPT_SECONDS: Final = 10.0
+"""For managers to pass an interrupt on; one that has to log in to another host takes seconds."""
+
+MAX_STATUS_BYTES: Final = 64 * KIB
+"""What a process says of itself; the driver keeps one of each for ever."""
 
 # ---- launching --------------------------------------------------------------------------------------------------
 

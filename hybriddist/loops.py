@@ -22,7 +22,10 @@ from hybriddist.core.partition import split_range
 from hybriddist.deadline import Deadline
 from hybriddist.errors import CompositeException, HybridDistError
 from hybriddist.future import Future
+from hybriddist.ids import as_pid
 from hybriddist.runtime.current import current
+from hybriddist.runtime.inquiry import member
+from hybriddist.scopes import joined
 
 
 class _Missing:
@@ -93,7 +96,7 @@ def distributed(
     Args:
         *what: ``f, items`` or, as a decorator, ``items``: a range, a sequence, a numpy array (split along axis 0).
         reduce: an associative function of two values. With it the call blocks and returns the value; without it,
-            a waitable is returned at once.
+            a waitable is returned at once, and a block of `sync` waits for it.
         chunked: call ``f`` once per part, with the part (a range, a slice, a view).
         init: folded in once at the left; the value for no items.
         procs: pids to use; part i runs on the i-th. Default: the workers.
@@ -127,9 +130,13 @@ def _run(
         raise TypeError(f"distributed needs a range, a sequence or an array to split, not {type(items).__name__}")
     if reduce is not None and not callable(reduce):
         raise TypeError(f"reduce must be a function of two values, not {type(reduce).__name__}")
-    pids = list(procs) if procs is not None else current().membership.workers()
+    process = current()
+    pids = [as_pid(pid) for pid in procs] if procs is not None else process.membership.workers()
     if not pids:
         raise ValueError("distributed needs at least one process in procs")
+    if procs is not None:
+        for pid in pids:
+            member(process, pid)  # before any part is sent
     parts = split_range(len(items), len(pids))
     if reduce is not None and not parts:
         if init is _MISSING:
@@ -140,7 +147,7 @@ def _run(
         for pid, part in zip(pids, parts, strict=False)
     ]
     if reduce is None:
-        return Loop(futures)
+        return joined(Loop(futures))
     values = [future.fetch() for future in futures]
     return functools.reduce(reduce, values) if init is _MISSING else functools.reduce(reduce, values, init)
 

@@ -13,7 +13,9 @@ in 2 ms, and stays 1 for anything slower: a slow item never holds back another t
 window has room for goes in one message; the worker answers item by item. It runs them in order, and says so when it
 starts one out of order, so when a worker dies it is known which item it was at, and which never began.
 
-What this module does not know: how calls travel.
+A worker that calls `pmap` takes its share too: one item at a time, on another thread, while this one waits.
+
+What this module does not know: how calls travel, and maps without workers (``maps_here.py``).
 """
 
 from __future__ import annotations
@@ -24,19 +26,31 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from hybriddist.calls import remotecall
 from hybriddist.core.messages import Outcome
-from hybriddist.errors import HybridDistError, ProcessExitedException, RemoteException, SerializeError
-from hybriddist.outcomes import Outcomes, common_length, common_shape, flat, in_shape
+from hybriddist.deadline import Deadline
+from hybriddist.errors import HybridDistError, ProcessExitedException, SerializeError
+from hybriddist.future import Future
+from hybriddist.ids import DRIVER
+from hybriddist.maps_here import run_here
+from hybriddist.outcomes import Outcomes, checked_delays, common_length, common_shape, flat, in_shape
 from hybriddist.progress import Progress
+from hybriddist.runtime.asking import LOST
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.current import current
 from hybriddist.runtime.peer import Peer
-from hybriddist.runtime.process import LOST, Process
+from hybriddist.runtime.process import Process
 
 _AHEAD_SECONDS = 0.002
 """Work that may wait at a worker behind the item it is at."""
 
 _MOST_AHEAD = 256
+
+_LOOK_SECONDS = 0.1
+"""While there is something to give out, how often new workers are looked for at least."""
+
+_NOT_SENT = -2
+"""Outcome of an item that cannot be pickled; the content is the exception."""
 
 
 def pmap(
@@ -67,7 +81,7 @@ def pmap(
         A list in input order.
 
     Raises:
-        RemoteException: of the first item that failed, with ``.index``; the others' results are dropped.
+        RemoteException: of the first item that failed, with ``.index``; the others' work is cancelled.
         ProcessExitedException: its worker died, likewise with ``.index``.
 
     Example::
@@ -83,13 +97,16 @@ def pmap(
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of 1 and more, not {batch_size!r}")
     shape = common_shape(iterables)
-    delays = tuple(retry_delays)
+    for name, function in (("on_error", on_error), ("retry_check", retry_check)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a function, not {type(function).__name__}")
+    delays = checked_delays(retry_delays)
     with Progress(progress, common_length(iterables)) as bar:
         outcomes = Outcomes(on_error, delays, retry_check, bar)
         items = enumerate(zip(*(flat(iterable) for iterable in iterables), strict=False))
         process = current()
         if not distributed or process.membership.workers() == [process.pid]:
-            results = _run_here(process, f, items, outcomes, process.membership.nworkers() if not distributed else 1)
+            results = run_here(process, f, items, outcomes, process.membership.nworkers() if not distributed else 1)
         else:
             results = _Map(process, f, items, outcomes, batch_size).run()
     if shape is None:
@@ -100,10 +117,13 @@ def pmap(
 class _Item(Completion):
     """One item under way; its completion is noted in the map."""
 
-    __slots__ = ("args", "index", "map", "peer", "shared")
+    __slots__ = ("args", "future", "index", "map", "peer", "pid", "shared")
 
     map: _Map
-    peer: Peer
+    pid: int
+    peer: Peer | None
+    """None: it runs in this process, and ``future`` brings its result."""
+    future: Future
     shared: bool
     """Whether it was sent in one message with others."""
 
@@ -118,6 +138,16 @@ class _Item(Completion):
         self.content = content
         self.done = True
         self.map.note(self)
+
+    def end_here(self, _: Future) -> None:
+        """It ran in this process, and its future has ended."""
+        self.complete(Outcome.VALUE, None)
+
+    def value(self, process: Process) -> Any:
+        """Its value, or the exception raised here."""
+        if self.outcome == _NOT_SENT:
+            raise self.content
+        return self.future.fetch() if self.peer is None else process.value_of(self, self.peer)
 
 
 class _Lane:
@@ -165,22 +195,47 @@ class _Map:
         self._exhausted = False
 
     def run(self) -> list[Any]:
-        """Feed and collect until all is done."""
+        """Feed and collect until all is done. If that fails, what is still under way is cancelled."""
+        try:
+            return self._run()
+        except BaseException:
+            self._cancel()
+            raise
+
+    def _cancel(self) -> None:
+        for lane in self._lanes.values():
+            if not lane.under_way:
+                continue
+            peer = lane.under_way[0].peer
+            if peer is not None:
+                self._process.cancel_calls(peer, lane.under_way)
+                continue
+            for item in lane.under_way:
+                item.future.cancel()
+
+    def _run(self) -> list[Any]:
         ended = self._ended
         while True:
             self._feed()
             if not ended:
-                peers = [lane.under_way[0].peer for lane in self._lanes.values() if lane.under_way]
-                if not peers:
+                if not any(lane.under_way for lane in self._lanes.values()):
                     if self._exhausted and not self._again:
                         return self._outcomes.in_order()
-                    time.sleep(self._until_retry() or 0.0)
+                    time.sleep(max(self._until_look() or 0.0, 0.001))
                     continue
                 self._news = news = Completion()
                 if not ended:
-                    self._process.wait_for_any(news, peers, self._until_retry())
+                    self._wait(news)
             while ended:
                 self._handle(ended.popleft())
+
+    def _wait(self, news: Completion) -> None:
+        at_work = [lane.under_way[0].peer for lane in self._lanes.values() if lane.under_way]
+        peers = [peer for peer in at_work if peer is not None]
+        if len(peers) == len(at_work):
+            self._process.wait_for_any(news, peers, self._until_look())
+        else:
+            self._process.wait_here(news, None, Deadline(self._until_look()))
 
     def note(self, item: _Item) -> None:
         """An item has ended: called by whoever received its result."""
@@ -196,7 +251,7 @@ class _Map:
         if self._exhausted and not self._again:
             return
         pids = self._process.membership.workers()
-        if pids == [self._process.pid]:
+        if pids == [DRIVER]:
             raise ProcessExitedException(0, "all workers are gone while a pmap was running")
         batch = self._batch_size
         for pid in pids:
@@ -204,6 +259,10 @@ class _Map:
             if lane is None:
                 lane = self._lanes[pid] = _Lane()
             under_way = len(lane.under_way)
+            if pid == self._process.pid:
+                if not under_way and not self._start_here(lane):
+                    return
+                continue
             if under_way > lane.window // 2:
                 continue
             lane.widen(time.perf_counter())
@@ -229,12 +288,26 @@ class _Map:
             self._exhausted = True
         return items
 
+    def _start_here(self, lane: _Lane) -> bool:
+        """This worker's own share; False if there is nothing to do."""
+        for item in self._next_items(1):
+            item.map = self
+            item.pid = self._process.pid
+            item.peer = None
+            item.shared = False
+            item.future = remotecall(self._f, item.pid, *item.args)
+            lane.under_way.append(item)
+            item.future.add_done_callback(item.end_here)
+            return True
+        return False
+
     def _send(self, pid: int, lane: _Lane, items: list[_Item]) -> bool:
         try:
             peer = self._process.peer(pid)
             shared = len(items) > 1
             for item in items:
                 item.map = self
+                item.pid = pid
                 item.peer = peer
                 item.shared = shared
             self._process.start_each(self._f, peer, [item.args for item in items], items)
@@ -242,18 +315,21 @@ class _Map:
             # It went before it was asked: the items are still ours to give to another.
             self._again.extend((0.0, item) for item in items)
             return False
-        except SerializeError:
-            if not shared:
-                raise
-            # One of them cannot be pickled. Alone, each is told from the others.
-            return all([self._send(pid, lane, [item]) for item in items])
+        except SerializeError as error:
+            if shared:  # one of them cannot be pickled. Alone, each is told from the others
+                return all([self._send(pid, lane, [item]) for item in items])
+            if not self._process.function_key(peer, self._f):
+                self._process.encode(self._f, pid)  # if it is the function, no item can be sent: raised here
+            lane.under_way.extend(items)
+            items[0].complete(_NOT_SENT, error)
+            return True
         lane.under_way.extend(items)
         return True
 
     # ---- handling ---------------------------------------------------------------------------------------------
 
     def _handle(self, item: _Item) -> None:
-        lane = self._lanes[item.peer.pid]
+        lane = self._lanes[item.pid]
         under_way = lane.under_way
         outcome = item.outcome
         if outcome == LOST and lane.victim is None:
@@ -272,7 +348,7 @@ class _Map:
             self._again.append((0.0, _Item(item.index, item.args)))
             return
         try:
-            value = self._process.value_of(item, item.peer)
+            value = item.value(self._process)
         except HybridDistError as error:
             delay = self._outcomes.error(item.index, error)
             if delay is not None:
@@ -280,51 +356,9 @@ class _Map:
         else:
             self._outcomes.value(item.index, value)
 
-    def _until_retry(self) -> float | None:
-        return max(0.0, min(due for due, _ in self._again) - time.monotonic()) if self._again else None
-
-
-def _run_here(
-    process: Process, f: Callable[..., Any], items: Iterator[Any], outcomes: Outcomes, threads: int
-) -> list[Any]:
-    """Without workers: on this thread, or on some threads of this process."""
-    if threads == 1:
-        for index, args in items:
-            _attempt(process, f, index, args, outcomes)
-        return outcomes.in_order()
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(threads) as pool:
-        under_way: deque[tuple[int, Any, Any]] = deque()
-        for index, args in items:
-            under_way.append((index, args, pool.submit(process.call_here, f, args, {})))
-            if len(under_way) >= 2 * threads:
-                _collect(process, f, under_way.popleft(), outcomes)
-        while under_way:
-            _collect(process, f, under_way.popleft(), outcomes)
-    return outcomes.in_order()
-
-
-def _collect(process: Process, f: Callable[..., Any], entry: tuple[int, Any, Any], outcomes: Outcomes) -> None:
-    index, args, future = entry
-    try:
-        outcomes.value(index, future.result())
-    except RemoteException as error:
-        delay = outcomes.error(index, error)
-        if delay is not None:
-            time.sleep(delay)
-            _attempt(process, f, index, args, outcomes)
-
-
-def _attempt(process: Process, f: Callable[..., Any], index: int, args: Any, outcomes: Outcomes) -> None:
-    while True:
-        try:
-            value = process.call_here(f, args, {})
-        except RemoteException as error:
-            delay = outcomes.error(index, error)
-            if delay is None:
-                return
-            time.sleep(delay)
-        else:
-            outcomes.value(index, value)
-            return
+    def _until_look(self) -> float | None:
+        """How long to wait for results: until a retry is due, and not long while a new worker would have work."""
+        if self._exhausted and not self._again:
+            return None
+        now = time.monotonic()
+        return min([_LOOK_SECONDS, *(due - now for due, _ in self._again if due > now)])

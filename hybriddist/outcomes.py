@@ -6,6 +6,8 @@ exception. What this module does not know: where and how the items are computed.
 
 from __future__ import annotations
 
+import math
+import numbers
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -44,7 +46,7 @@ class Outcomes:
             Seconds until it is to be tried again; None if `on_error` gave a value for it.
 
         Raises:
-            Exception: it is final; the exception has ``index``.
+            BaseException: it is final, or `on_error` or `retry_check` raised; the exception has ``index``.
         """
         original: BaseException = error.captured.ex if isinstance(error, RemoteException) else error
         final: BaseException = error
@@ -59,18 +61,29 @@ class Outcomes:
         if attempt < len(self._delays) and isinstance(original, Exception):
             again = True
             if self._check is not None:
-                answer = self._check(state, original)
+                try:
+                    answer = self._check(state, original)
+                except BaseException as raised:
+                    _set_index(raised, index)
+                    raise
                 state, again = answer if isinstance(answer, tuple) else (state, answer)
             if again:
                 self._states[index] = (attempt + 1, state)
-                return max(0.0, self._delays[attempt])
-        final.index = index  # type: ignore[attr-defined]
+                return float(self._delays[attempt])
+        _set_index(final, index)
         raise final
 
     def in_order(self) -> list[Any]:
         """The results by index."""
         results = self.results
         return [results[index] for index in range(len(results))]
+
+
+def _set_index(error: BaseException, index: int) -> None:
+    try:
+        error.index = index  # type: ignore[attr-defined]
+    except Exception:
+        pass  # a class of the user's that takes no attributes
 
 
 def _call_handler(handler: Callable[[BaseException], Any], original: BaseException) -> Any:
@@ -119,5 +132,26 @@ def in_shape(results: list[Any], shape: tuple[int, ...]) -> Any:
 
 
 def common_length(iterables: Sequence[Any]) -> int | None:
-    lengths = [len(iterable) for iterable in iterables if hasattr(iterable, "__len__")]
-    return min(lengths) if lengths else None
+    """How many items there will be, as far as the inputs tell without being read."""
+    lengths = []
+    for iterable in map(flat, iterables):
+        try:
+            lengths.append(len(iterable))  # type: ignore[arg-type]
+        except TypeError:  # most iterators have none
+            pass
+    return min(lengths, default=None)
+
+
+def checked_delays(delays: Iterable[float]) -> tuple[float, ...]:
+    """Delays between attempts, in seconds.
+
+    Raises:
+        TypeError, ValueError: one is not a number of seconds.
+    """
+    checked = tuple(delays)
+    for delay in checked:
+        if not isinstance(delay, numbers.Real):
+            raise TypeError(f"retry_delays must be numbers of seconds, not {type(delay).__name__}")
+        if not 0 <= delay < math.inf:
+            raise ValueError(f"retry_delays must be seconds of 0 and more, not {delay!r}")
+    return checked

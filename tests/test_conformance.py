@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
+from hybriddist.core.handshake import Role
 from hybriddist.deadline import Deadline
 from hybriddist.memory import memory_pair
 from hybriddist.net.listener import TcpListener
 from hybriddist.net.socket import connect
+from hybriddist.net.stream_pair import StreamBridge, StreamPairTransport
 from hybriddist.net.transport import StreamTransport
 from hybriddist.shm import rendezvous
 from hybriddist.testing import conformance
@@ -48,6 +52,32 @@ def unix() -> Pair:
 
 
 @contextlib.contextmanager
+def streams() -> Pair:
+    """Over files of sockets, of the buffered kind at one end and of the raw kind at the other."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        raw = theirs.makefile("rwb", buffering=0)
+        pair = over(ours.makefile("rb"), ours.makefile("wb"), raw, raw)
+    with ended(*pair) as transports:
+        yield transports
+
+
+@contextlib.contextmanager
+def pipes() -> Pair:
+    """Over pipes, which nobody can shut down."""
+    (read_one, write_one), (read_two, write_two) = os.pipe(), os.pipe()
+    pair = over(*map(os.fdopen, (read_one, write_two, read_two, write_one), ("rb", "wb") * 2, (-1, -1, 0, 0)))
+    with ended(*pair) as transports:
+        yield transports
+
+
+def over(reader: Any, writer: Any, their_reader: Any, their_writer: Any) -> tuple[Transport, Transport]:
+    ours = StreamBridge(reader, writer, Role.CONNECTOR)
+    theirs = StreamBridge(their_reader, their_writer, Role.ACCEPTOR)
+    return StreamPairTransport(ours), StreamPairTransport(theirs)
+
+
+@contextlib.contextmanager
 def shm() -> Pair:
     ours, theirs = socket.socketpair()
     deadline = Deadline(30)
@@ -74,7 +104,7 @@ def ended(ours: Transport, theirs: Transport) -> Pair:
         theirs.abort()
 
 
-@pytest.mark.parametrize("make_pair", [memory, tcp, unix, shm], ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize("make_pair", [memory, tcp, unix, streams, pipes, shm], ids=lambda maker: maker.__name__)
 @pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)
 def test_promise(check: conformance.Check, make_pair: conformance.PairMaker) -> None:
     check(make_pair)

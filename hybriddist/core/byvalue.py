@@ -24,7 +24,7 @@ import types
 from collections.abc import Callable
 from typing import Any, Final
 
-from hybriddist.core import closures, mainspace
+from hybriddist.core import closures, mainspace, snapshots
 from hybriddist.core.ndarrays import ArrayReducer, BufferCollector
 
 _TRAVELLED: Final = "_abc_hybriddist_travelled"
@@ -124,7 +124,7 @@ def _reduce_main_function(function: types.FunctionType) -> Any:
         closures.used_submodules(function, reached),  # importing them is all that is wanted
         values,
         ledger.token,
-        ledger.outgoing(values),
+        ledger.outgoing(values, snapshots.ValueMark),
     )
     # The cells come with the state, since one may hold the function itself: what it refers to is pickled once it is
     # known to the pickler.

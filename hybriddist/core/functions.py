@@ -7,6 +7,10 @@
     3rd call ...       Call key=7, (args, kwargs)
     f changed, died    Forget key=7
 
+A function of `__main__` that uses a global which may change (a list, an object) is defined at the first call, and again
+when the content has changed: such a global may be large, and what the other end does to it is to stay. One that has
+nothing of its own (no closure, no defaults) is known by its code: a lambda in a loop is one function, not many.
+
 A function found by name in a module is always the same. One that goes by value is sent with its defaults, closure and
 globals, so a key may stand for it only while sending it again would give the same (`core/snapshots.py`). Everything
 else goes inline with each call, as if there were no cache.
@@ -60,11 +64,15 @@ class FunctionSender:
         """
         if self._dead:
             self._bury()
-        ident = id(function)
-        entry = self._entries.get(ident)
         # The address alone does not tell: it may be another function's since the first one died.
-        if entry is None or entry.alive() is not function:
-            return self._first_call(ident, function)
+        code = function.__code__ if type(function) is types.FunctionType else None
+        ident = id(code)
+        entry = self._entries.get(ident)
+        if entry is None or entry.alive() is not code or entry.namespace is not function.__globals__:
+            ident = id(function)
+            entry = self._entries.get(ident)
+            if entry is None or entry.alive() is not function:
+                return self._first_call(function)
         self._entries.move_to_end(ident)
         if entry.is_inline:
             return 0, None
@@ -72,10 +80,11 @@ class FunctionSender:
             return self._define(entry, function) if self._look_at(entry, function) else (0, None)
         if entry.snapshot.is_current(function):
             return (entry.key, None) if entry.key else self._define(entry, function)
-        # Changed since. It may change with every call (a loop's variable): it is defined again when it has stayed.
         self._retire(entry)
         entry.key = 0
-        self._look_at(entry, function)
+        if self._look_at(entry, function) and entry.has_contents:
+            return self._define(entry, function)
+        # Changed since. It may change with every call (a loop's variable): it is defined again when it has stayed.
         return 0, None
 
     @property
@@ -90,31 +99,36 @@ class FunctionSender:
         forgotten, self._forgotten = self._forgotten, []
         return forgotten
 
-    def _first_call(self, ident: int, function: Any) -> tuple[int, None]:
+    def _first_call(self, function: Any) -> tuple[int, Definition | None]:
+        subject = _subject(function)
+        ident = id(subject)
         stale = self._entries.pop(ident, None)
         if stale is not None:
             self._retire(stale)
         if isinstance(function, types.FunctionType | types.BuiltinFunctionType | type | functools.partial):
-            self._entries[ident] = _Entry(function, self._note_death)
+            entry = self._entries[ident] = _Entry(subject, function, self._note_death)
             if len(self._entries) > self._capacity:
                 self._retire(self._entries.popitem(last=False)[1])
+            if _is_of_main(function) and self._look_at(entry, function) and entry.has_contents:
+                return self._define(entry, function)
+            entry.snapshot, entry.is_inline = None, False
         # Bound methods and objects with __call__ carry state that may change with every call, and a bound method is
         # a new object each time.
         return 0, None
 
     def _look_at(self, entry: _Entry, function: Any) -> bool:
         """Remember what the function is made of; False if it may never have a key."""
-        entry.snapshot = Snapshot.take(function)
+        entry.snapshot = Snapshot.take(function, by_code=entry.namespace is not None)
         entry.is_inline = entry.snapshot is None
         return not entry.is_inline
 
     def _define(self, entry: _Entry, function: Any) -> tuple[int, Definition | None]:
-        ledger = mainspace.ledger()
-        generation = ledger.generation
         definition = payload.dumps(function)
-        # Pickling tells the ledger what goes out. If that was news, or another thread rebound something meanwhile, this
-        # call goes inline; the next one will find it settled.
-        if ledger.generation != generation or entry.snapshot is None or not entry.snapshot.is_current(function):
+        # If another thread rebound something meanwhile, this call goes inline; the next one will find it settled.
+        before = entry.snapshot
+        entry.snapshot = before and before.settled(function, by_code=entry.namespace is not None)
+        if entry.snapshot is None:
+            entry.snapshot = before
             return 0, None
         self._last_key += 1
         entry.key = self._last_key
@@ -195,6 +209,24 @@ class ReceivedFunction:
         return found  # type: ignore[no-any-return]
 
 
+def _is_of_main(function: Any) -> bool:
+    return type(function) is types.FunctionType and function.__globals__ is mainspace.namespace()
+
+
+def _subject(function: Any) -> Any:
+    """What a function is known by: its code, if functions of `__main__` with that code are all the same; or itself."""
+    if (
+        _is_of_main(function)
+        and function.__closure__ is None
+        and function.__defaults__ is None
+        and function.__kwdefaults__ is None
+        and not function.__dict__
+        and function.__name__ == function.__code__.co_name
+    ):
+        return function.__code__
+    return function
+
+
 class _Death(weakref.ref[Any]):
     """A weak reference that knows which address its object had."""
 
@@ -205,11 +237,18 @@ class _Death(weakref.ref[Any]):
 class _Entry:
     """What is known of one function."""
 
-    __slots__ = ("alive", "is_inline", "key", "snapshot")
+    __slots__ = ("alive", "is_inline", "key", "namespace", "snapshot")
 
-    def __init__(self, function: Any, note_death: Callable[[Any], None]) -> None:
-        self.alive = _Death(function, note_death)
-        self.alive.ident = id(function)
+    def __init__(self, subject: Any, function: Any, note_death: Callable[[Any], None]) -> None:
+        self.alive = _Death(subject, note_death)
+        self.alive.ident = id(subject)
+        self.namespace: Any = None if subject is function else function.__globals__
+        """The globals of all functions of this code; None if it is not about a code."""
         self.key = 0
         self.snapshot: Snapshot | None = None
         self.is_inline = False
+
+    @property
+    def has_contents(self) -> bool:
+        """Whether the function is to be defined whenever it has changed."""
+        return self.snapshot is not None and self.snapshot.has_contents

@@ -51,7 +51,7 @@ from hybriddist.errors import (
     VersionMismatchError,
 )
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 """Raised with every change of what travels: handshake, path choice, frames or messages."""
 
 MAGIC: Final = b"\x93HYBRID\n"

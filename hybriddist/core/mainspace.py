@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
 
 _KEY: Final = "__hybriddist_ledger__"
 _SCALARS: Final = frozenset({int, str, bytes, bool, type(None)})
@@ -43,36 +43,50 @@ def ledger() -> Ledger:
     return found
 
 
+class Mark(Protocol):
+    """Remembers what went out under a name."""
+
+    def matches(self, value: Any) -> bool:
+        """Whether it is this value, with the content that it has now."""
+
+
 class Ledger:
     """What came into a `__main__` from elsewhere, and what went out.
 
     Attributes:
         token: names this process in what it sends.
-        generation: grows whenever a name goes out with another value than the last time. While it stays, what was
-            sent last is what a receiver has.
+        versions: how often a name has gone out with another value, or another content, than the time before. While
+            it stays, what was sent last is what a receiver has.
+        changes: the sum of the versions.
     """
 
-    __slots__ = ("generation", "ospid", "received", "sent", "token")
+    __slots__ = ("changes", "ospid", "received", "sent", "token", "versions")
 
     def __init__(self) -> None:
         self.ospid = os.getpid()
         self.token = os.urandom(8).hex()
-        self.generation = 0
+        self.changes = 0
+        self.versions: dict[str, int] = {}
         self.received: dict[str, tuple[str, Any]] = {}
-        self.sent: dict[str, Any] = {}
+        self.sent: dict[str, Mark] = {}
 
-    def outgoing(self, values: Mapping[str, Any]) -> dict[str, str]:
+    def outgoing(self, values: Mapping[str, Any], mark: Callable[[Any], Mark]) -> dict[str, str]:
         """Note what goes out.
+
+        Args:
+            values: names and their values.
+            mark: makes the marks (`core/snapshots.py`).
 
         Returns:
             The tokens of the names that are not this process's own, which must go along.
         """
         foreign: dict[str, str] = {}
         for name, value in values.items():
-            mark = _mark(value)
-            if self.sent.setdefault(name, mark) != mark:
-                self.sent[name] = mark
-                self.generation += 1
+            before = self.sent.get(name)
+            if before is None or not before.matches(value):
+                self.versions[name] = self.versions.get(name, 0) + 1
+                self.sent[name] = mark(value)
+                self.changes += 1
             if name in self.received:
                 foreign[name] = self.received[name][0]
         return foreign
@@ -88,7 +102,7 @@ class Ledger:
         main = namespace()
         for name, value in values.items():
             owner = foreign.get(name, sender)
-            entry = (owner, _mark(value))
+            entry = (owner, scalar_or_address(value))
             known = name in main
             if known and (owner == self.token or (type(entry[1]) is tuple and self.received.get(name) == entry)):
                 continue
@@ -96,10 +110,10 @@ class Ledger:
             self.received[name] = entry
 
 
-def _mark(value: Any) -> Any:
+def scalar_or_address(value: Any) -> Any:
     """What tells one value of a name from another: (type, value) for short scalars, else the object's identity.
 
-    An address may be used again after the object died. The worst that follows is that an unchanged generation hides
+    An address may be used again after the object died. The worst that follows is that an unchanged version hides
     a change from a function cache, whose own check holds the objects and so keeps their addresses taken.
     """
     kind = type(value)

@@ -20,6 +20,7 @@ What this module does not know: connections, messages, threads. The caller holds
 
 from __future__ import annotations
 
+from collections.abc import Container
 from enum import StrEnum
 from typing import Any, Final
 
@@ -66,11 +67,15 @@ class Member:
         transport: what connections to it should use: "auto", "shm" or "tcp".
         ident: its name in a custom topology.
         connect_idents: the names it is to be connected to in a custom topology; None is nobody.
+        cpus: how many it may use, 0 until known.
+        streams: "", or how its manager calls its own connections: it is reached by them, and not at ``addresses``.
+        connect_at: what its manager needs to know to make one, pickled: it may be an object of the manager's own.
         state: changed by `Membership` only.
     """
 
     __slots__ = (
-        "addresses", "connect_idents", "host", "ident", "node", "ospid", "pid", "state", "transport",
+        "addresses", "connect_at", "connect_idents", "cpus", "host", "ident", "node", "ospid", "pid", "state",
+        "streams", "transport",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +89,9 @@ class Member:
         ident: Any = None,
         connect_idents: list[Any] | None = None,
         state: State = State.LAUNCHING,
+        cpus: int = 0,
+        streams: str = "",
+        connect_at: bytes = b"",
     ) -> None:
         self.pid = pid
         self.ospid = ospid
@@ -94,6 +102,9 @@ class Member:
         self.ident = ident
         self.connect_idents = connect_idents
         self.state = state
+        self.cpus = cpus
+        self.streams = streams
+        self.connect_at = connect_at
 
     def values(self) -> dict[str, Any]:
         """All attributes by name, as plain data."""
@@ -314,11 +325,15 @@ class Membership:
         """The workers to which worker ``pid`` makes connections when all are made at once (``lazy`` is False)."""
         return [other for other in self.workers() if DRIVER < other < pid and self.may_connect(pid, other)]
 
-    def missing_idents(self, pid: int) -> list[Any]:
-        """In a custom topology, the idents that ``pid`` is to be connected to and that no process has yet."""
+    def missing_idents(self, pid: int, without: Container[int] = ()) -> list[Any]:
+        """In a custom topology, the idents that ``pid`` is to be connected to and that no process has yet.
+
+        Args:
+            without: processes that do not count.
+        """
         if self.topology is not Topology.CUSTOM:
             return []
-        present = [member.ident for member in self._listed()]
+        present = [member.ident for member in self._listed() if member.pid not in without]
         return [ident for ident in self.require(pid).connect_idents or () if ident not in present]
 
     # ---- snapshots --------------------------------------------------------------------------------------------

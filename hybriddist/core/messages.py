@@ -63,6 +63,10 @@ class Outcome(IntEnum):
     """The body is a `CapturedException`."""
     NOT_RUN = 2
     """The call was not run, because the message it came in cannot be unpickled. The body is a `CapturedException`."""
+    CANCELLED = 3
+    """It was cancelled before it had an end of its own."""
+    CLOSED = 4
+    """The channel is closed."""
 
 
 class Operation(IntEnum):
@@ -72,6 +76,34 @@ class Operation(IntEnum):
     WAIT = 1
     IS_READY = 2
     PUT = 3
+    CANCEL = 4
+    """End the reference's call, and the reference without a value. The answer is whether it had none."""
+
+
+class ChannelOperation(IntEnum):
+    """What a `Request` asks of the process that holds a channel; with `MAY_CREATE` it makes one if there is none."""
+
+    PUT = 0x10
+    """The body is one item, without references in it: it may stay pickled, and be passed on so."""
+    PUT_REFERENCES = 0x11
+    """The body is one item with references in it, which count as the holder's as soon as it is unpickled."""
+    PUT_SEVERAL = 0x12
+    """The body is a tuple of arguments for a backing store of the user's own."""
+    TAKE = 0x13
+    FETCH = 0x14
+    WAIT = 0x15
+    IS_READY = 0x16
+    IS_EMPTY = 0x17
+    IS_OPEN = 0x18
+    CLOSE = 0x19
+    INDEX = 0x1A
+    """Answered by an element of what FETCH would bring; the body is the index."""
+    GIVE_BACK = 0x1B
+    """An item that was taken and has not reached its taker. The body: the arguments of the take, and the item."""
+
+
+MAY_CREATE: Final = 0x40
+"""Added to a `ChannelOperation`."""
 
 
 class Call(NamedTuple):
@@ -187,6 +219,23 @@ class Started(NamedTuple):
         return Started(_RESULT.unpack_from(frame.head)[4])
 
 
+class Cancel(NamedTuple):
+    """The sender wants no answer to its call or request any more.
+
+    If it has not begun it is dropped, if it runs it is interrupted, if it waits it is withdrawn; the answer then is
+    CANCELLED. Without effect when it has ended: then its answer is under way.
+    """
+
+    call_id: int
+
+    def encode(self) -> bytes:
+        return _RESULT.pack(8, 0, 0, 0, self.call_id)
+
+    @staticmethod
+    def decode(frame: Frame) -> Cancel:
+        return Cancel(_RESULT.unpack_from(frame.head)[4])
+
+
 class Claims(NamedTuple):
     """Changes of who holds references of the receiving process.
 
@@ -279,7 +328,7 @@ class Heartbeat(_Control):
 
 
 Message = (
-    Call | Result | Request | Define | Forget | Started | Claims
+    Call | Result | Request | Define | Forget | Started | Claims | Cancel
     | Join | Joined | Identify | Members | Left | Leave | Heartbeat
 )  # fmt: skip
 
@@ -293,6 +342,7 @@ _DECODERS: Final[dict[int, Callable[[Frame], Message]]] = {
     5: Forget.decode,
     6: Started.decode,
     7: Claims.decode,
+    8: Cancel.decode,
     **{cls.KIND: cls.decode for cls in _CONTROL},
 }
 

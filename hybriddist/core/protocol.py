@@ -13,8 +13,8 @@ CLUSTER      data Members Left Leave               data                   CLUSTE
 PEERS        data                                  data                   PEERS
 ENDED        -                                     -                      -
 
-*data* is Call Result Request Define Forget Started Claims Heartbeat. CLUSTER and PEERS are the two open states: the
-driver (always the connector) with a worker, and two workers with each other. Only the driver changes the
+*data* is Call Result Request Define Forget Started Claims Cancel Heartbeat. CLUSTER and PEERS are the two open states:
+the driver (always the connector) with a worker, and two workers with each other. Only the driver changes the
 membership, so what tells of it is refused between workers. Who hears what the table does not allow raises
 `RemoteProtocolError`, and its end of the connection is ENDED.
 
@@ -33,6 +33,7 @@ from typing import Final
 from hybriddist.core.handshake import Role
 from hybriddist.core.messages import (
     Call,
+    Cancel,
     Claims,
     Define,
     Forget,
@@ -63,7 +64,7 @@ class State(Enum):
     ENDED = auto()
 
 
-_DATA: Final = (Call, Result, Request, Define, Forget, Started, Claims, Heartbeat)
+_DATA: Final = (Call, Result, Request, Define, Forget, Started, Claims, Cancel, Heartbeat)
 
 
 def _staying(state: State, *classes: type[Message]) -> dict[type[Message], State]:
@@ -88,7 +89,7 @@ _NOTHING: Final[frozenset[type[Message]]] = frozenset()
 
 _OPEN: Final = (State.CLUSTER, State.PEERS)
 
-_BUFFERLESS: Final = frozenset({Forget, Started, Claims})
+_BUFFERLESS: Final = frozenset({Forget, Started, Claims, Cancel})
 """Messages of numbers only: no out-of-band buffers, no such attribute."""
 
 _HEARTBEATS_PER_LIMIT: Final = 4

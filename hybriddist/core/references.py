@@ -273,6 +273,10 @@ class HolderBook(Generic[H]):
         holding = self._holdings.get(rrid)
         return None if holding is None else holding()
 
+    def __len__(self) -> int:
+        """How many references have a handle, or had one that was not collected yet."""
+        return len(self._holdings)
+
     def has_changes(self) -> bool:
         """Whether some owner is to be told something. May be asked without a lock; it may be out of date at once."""
         return bool(self._dropped or self._changes)

@@ -1,9 +1,19 @@
 """Would sending this function again give the same? Asked at each call of a function that the other end knows.
 
 A by-value function is sent with its code, defaults, closure and globals. A snapshot remembers these objects and
-compares them by identity (0.2 µs for a small function). Identity tells nothing about the content of a list, so a
-function has a snapshot only if all that goes along is immutable: numbers, strings, tuples of such, modules, what is
-found by name in a module, and functions of which the same is true.
+compares them by identity (0.2 µs for a small function). That is enough for what cannot change: numbers, strings, tuples
+of such, modules, what is found by name in a module, and functions of which the same is true.
+
+Globals of `__main__` may be more: of them the *content* is remembered, and compared with each call. They stay at the
+other end, so they are to be sent again only if they have changed::
+
+    list, dict, set                       a shallow copy; the elements are looked at in turn
+    an object whose class has __hash__    its hash: what the class says is the same, is the same
+    an object of a class of __main__      its attributes, and what the class is made of
+    bytearray, numpy array                its bytes, up to 1 MiB
+
+What is none of these, or has more parts than comparing is worth, has no snapshot and is sent with each call. So is what
+sits in a closure or is a default value: each call is to find it as it is here.
 
 What this module does not know: keys, pickles, connections.
 """
@@ -13,13 +23,21 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from hybriddist.core import closures, mainspace
+from hybriddist.core import closures, contents, mainspace
 
 _MOST_PARTS: Final = 64
 """Objects that a snapshot looks at. Comparing more costs as much as sending a small function again."""
+
+_MOST_ELEMENTS: Final = 10_000
+"""Objects in the contents of globals: comparing takes about 30 ns each, less than pickling and unpickling them."""
+
+_MOST_BYTES: Final = 1 << 20
+"""Of an array: 0.2 ms to compare. A larger one is sent again: inside a node that takes no longer."""
+
+_PICKLING: Final = frozenset({"__getstate__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"})
 
 _MISSING: Final = object()
 _ITSELF: Final = object()
@@ -38,9 +56,12 @@ class Snapshot:
     drops them).
     """
 
-    __slots__ = ("_functions", "_generation", "_items", "_ledger", "_sizes")
+    __slots__ = ("_by_pickling", "_changes", "_contents", "_functions", "_items", "_ledger", "_sizes", "_versions")
 
     def __init__(self) -> None:
+        self._contents: list[contents.Content] = []
+        self._by_pickling: Snapshot | None = None
+        """Of what pickling itself may change: it runs methods of such a class as counts how often it is pickled."""
         self._functions: list[tuple[Any, Any, Any, Any, tuple[Any, ...]]] = []
         """(function, code, defaults, keyword defaults, contents of the closure's cells)"""
         self._items: list[tuple[Mapping[str, Any], str, Any]] = []
@@ -48,26 +69,60 @@ class Snapshot:
         self._sizes: list[tuple[Mapping[str, Any], int]] = []
         """Of dicts that count as a whole."""
         self._ledger: mainspace.Ledger | None = None
-        self._generation = 0
+        self._versions: dict[str, int] = {}
+        """Of names in `__main__`: which of their values was sent last."""
+        self._changes = -1
+        """Of the ledger, when the versions were last found to be the same."""
 
     @classmethod
-    def take(cls, function: Any) -> Snapshot | None:
-        """A snapshot of now, or None if it is not certain that the function stays as it is."""
+    def take(cls, function: Any, *, by_code: bool = False) -> Snapshot | None:
+        """A snapshot of now, or None if it is not certain that a change would be noticed.
+
+        Args:
+            function: any callable.
+            by_code: it will be compared only with functions of the same code, which is not kept alive either.
+        """
         taken = cls()
-        return taken if _Taker(taken, function).is_certain(function) else None
+        return taken if _Taker(taken, function, by_code=by_code).succeeds(function, in_global=False) else None
+
+    @classmethod
+    def of_global(cls, value: Any) -> Snapshot | None:
+        """The same for the value of a global of `__main__`, whose content may change."""
+        taken = cls()
+        return taken if _Taker(taken, object()).succeeds(value, in_global=True) else None
+
+    @property
+    def has_contents(self) -> bool:
+        """Whether something goes along that may change and stays at the other end."""
+        return bool(self._contents) or self._by_pickling is not None
+
+    def settled(self, function: Any, *, by_code: bool = False) -> Snapshot | None:
+        """The snapshot to keep once the function was pickled: what went out just now is what the other end will have.
+
+        Returns:
+            None if the function is not what it was when this snapshot was taken, before.
+        """
+        after = Snapshot.take(function, by_code=by_code)
+        if after is None:
+            return None
+        self._versions, self._ledger = after._versions, after._ledger
+        self._by_pickling = None
+        return after if self.is_current(function) else None
 
     def is_current(self, function: Any) -> bool:
         """Whether all is as it was when the snapshot was taken of ``function``."""
-        for part, code, defaults, keyword_defaults, contents in self._functions:
+        for part, code, defaults, keyword_defaults, captured in self._functions:
             if part is _ITSELF:
                 part = function
-            if part.__code__ is not code or part.__defaults__ is not defaults:
+            if part.__code__ is not code and code is not _ITSELF:
+                return False
+            if part.__defaults__ is not defaults:
                 return False
             if part.__kwdefaults__ is not keyword_defaults or part.__dict__:
                 return False
-            if contents:
+            if captured:
                 try:
-                    for cell, content in zip(part.__closure__, contents, strict=True):
+                    for cell, content in zip(part.__closure__, captured, strict=True):
                         if cell.cell_contents is not (function if content is _ITSELF else content):
                             return False
                 except ValueError:  # a variable is unbound meanwhile
@@ -78,18 +133,76 @@ class Snapshot:
         for mapping, size in self._sizes:
             if len(mapping) != size:
                 return False
+        if self._contents and not all(map(contents.is_unchanged, self._contents)):
+            return False
+        if self._by_pickling is not None and not self._by_pickling.is_current(function):
+            return False
         # The other end has one __main__. If another function took another value of some name there, ours must be sent
         # again although it is what it was.
-        return self._ledger is None or self._ledger.generation == self._generation
+        return self._ledger is None or self._changes == self._ledger.changes or self._is_latest(self._ledger)
+
+    def _is_latest(self, ledger: mainspace.Ledger) -> bool:
+        changes = ledger.changes
+        for name, version in self._versions.items():
+            if ledger.versions.get(name, 0) != version:
+                return False
+        self._changes = changes
+        return True
+
+
+class ValueMark:
+    """What went out under a name of `__main__`, for the ledger (`mainspace.Mark`)."""
+
+    __slots__ = ("_key", "_snapshot", "_value")
+
+    def __init__(self, value: Any) -> None:
+        self._key = mainspace.scalar_or_address(value)
+        self._snapshot: Snapshot | None = None
+        self._value: Any = None
+        if not self._is_compared_by_key(value):
+            self._snapshot = Snapshot.of_global(value)
+            if self._snapshot is not None:
+                self._value = value
+
+    def matches(self, value: Any) -> bool:
+        """Whether it is the same value, and certainly has the same content."""
+        if self._key != mainspace.scalar_or_address(value):
+            return False
+        if self._is_compared_by_key(value):
+            return True
+        return self._snapshot is not None and self._value is value and self._snapshot.is_current(value)
+
+    def _is_compared_by_key(self, value: Any) -> bool:
+        return type(self._key) is tuple or isinstance(value, types.FunctionType | types.ModuleType)
 
 
 class _Taker:
     """Fills a snapshot."""
 
-    def __init__(self, snapshot: Snapshot, function: Any) -> None:
+    def __init__(self, snapshot: Snapshot, function: Any, *, by_code: bool = False) -> None:
         self._snapshot = snapshot
         self._itself = function
+        self._by_code = by_code
         self._seen: set[int] = set()
+        self._parts = 0
+        self._elements = 0
+        self._in_global = False
+        """Whether what is looked at belongs to a global of `__main__`: then its content may be remembered."""
+
+    def succeeds(self, value: Any, *, in_global: bool) -> bool:
+        """Take the value of the snapshot in, whatever it is."""
+        try:
+            return self.is_certain_global(value) if in_global else self.is_certain(value)
+        except Exception:  # nested too deeply, changed by another thread meanwhile, or its __hash__ raises
+            return False
+
+    def is_certain_global(self, value: Any) -> bool:
+        """Take in the value of a global of `__main__`."""
+        before, self._in_global = self._in_global, True
+        try:
+            return self.is_certain(value)
+        finally:
+            self._in_global = before
 
     def is_certain(self, value: Any) -> bool:
         """Take a value in; False if it may change without our noticing, or if there are too many parts."""
@@ -97,13 +210,19 @@ class _Taker:
         if kind in _ATOMS or id(value) in self._seen:
             return True
         self._seen.add(id(value))
-        if len(self._seen) + len(self._snapshot._items) > _MOST_PARTS:
+        if self._in_global:
+            self._elements += 1
+        else:
+            self._parts += 1
+        if self._is_too_much():
             return False
         if kind is tuple or kind is frozenset:
             return all(map(self.is_certain, value))
         if kind is types.ModuleType:
             return sys.modules.get(value.__name__) is value
-        if isinstance(value, type) or kind is types.BuiltinFunctionType:
+        if isinstance(value, type):
+            return closures.is_named(value) or (self._in_global and self._is_certain_class(value))
+        if kind is types.BuiltinFunctionType:
             return closures.is_named(value)
         if kind is types.FunctionType:
             return closures.is_named(value) or self._is_certain_function(value)
@@ -111,7 +230,66 @@ class _Taker:
             return not value.__dict__ and all(map(self.is_certain, (value.func, value.args))) and (
                 self._are_certain(value.keywords)
             )  # fmt: skip
+        return self._in_global and self._is_certain_content(value)
+
+    def _is_too_much(self) -> bool:
+        return self._parts + len(self._snapshot._items) > _MOST_PARTS or self._elements > _MOST_ELEMENTS
+
+    def _is_certain_content(self, value: Any) -> bool:
+        """Take in something that may change, and whose content can be compared."""
+        kind = type(value)
+        if kind in (list, set, dict) and len(value) > _MOST_ELEMENTS:
+            return False
+        if kind is list or kind is set:
+            return self._is_held(tuple, value)
+        if kind is dict:
+            return self._is_held(contents.keys_and_values, value)
+        if kind is bytearray:
+            return len(value) <= _MOST_BYTES and self._is_held(bytes, value)
+        if contents.is_plain_array(value):
+            return bool(value.nbytes <= _MOST_BYTES) and self._is_held(contents.array_bytes, value)
+        if isinstance(kind.__hash__, types.FunctionType):
+            return self.is_certain(kind) and self._is_held(hash, value)
+        if all(base is object or base.__module__ in closures.MAIN_MODULES for base in kind.__mro__):
+            return self.is_certain(kind) and self._is_held(contents.attributes, value)
         return False
+
+    def _is_held(self, read: Callable[[Any], Any], value: Any) -> bool:
+        content = read(value)
+        self._snapshot._contents.append((read, value, content))
+        if type(content) is not tuple:
+            return True
+        self._elements += len(content)
+        return not self._is_too_much() and all(map(self.is_certain, content))
+
+    def _is_certain_class(self, cls: Any) -> bool:
+        """Take in a class of `__main__`, which goes by value: its bases and attributes."""
+        if type(cls) is not type or cls.__module__ not in closures.MAIN_MODULES:
+            return False
+        whole = self._snapshot
+        if not _PICKLING.isdisjoint(cls.__dict__):
+            if whole._by_pickling is None:
+                whole._by_pickling = Snapshot()
+            self._snapshot = whole._by_pickling
+        try:
+            return all(map(self.is_certain, cls.__bases__)) and self._are_certain_attributes(cls)
+        finally:
+            self._snapshot = whole
+
+    def _are_certain_attributes(self, cls: type) -> bool:
+        content = contents.class_parts(cls)
+        self._snapshot._contents.append((contents.class_parts, cls, content))
+        self._elements += len(content)
+        for part in content:
+            if isinstance(part, staticmethod | classmethod):
+                part = part.__func__
+            if contents.is_generated(part):
+                continue
+            accessors = (part.fget, part.fset, part.fdel) if type(part) is property else (part,)
+            for accessor in accessors:
+                if not isinstance(accessor, types.MemberDescriptorType) and not self.is_certain(accessor):
+                    return False
+        return True
 
     def _is_certain_function(self, function: types.FunctionType) -> bool:
         """Take in a function that goes by value. Running it does not depend on its annotations."""
@@ -122,30 +300,39 @@ class _Taker:
         # that is sent anew. In __main__ it is to be seen by the next one. Attributes are where functions keep state.
         if usage.stores_cells or (usage.stores_globals and not main) or function.__dict__:
             return False
-        contents: list[Any] = []
+        in_global, self._in_global = self._in_global, False
+        try:
+            return self._are_certain_parts(function, usage, main=main)
+        finally:
+            self._in_global = in_global
+
+    def _are_certain_parts(self, function: types.FunctionType, usage: closures.Usage, *, main: bool) -> bool:
+        namespace = function.__globals__
+        captured: list[Any] = []
         for cell in function.__closure__ or ():
             content = closures.cell_contents(cell)
             if not content or not self.is_certain(content[0]):
                 return False
-            contents.append(self._held(content[0]))
+            captured.append(self._held(content[0]))
         self._snapshot._functions.append(
             (
                 self._held(function, _ITSELF),
-                function.__code__,
+                _ITSELF if self._by_code and function is self._itself else function.__code__,
                 function.__defaults__,
                 function.__kwdefaults__,
-                tuple(contents),
+                tuple(captured),
             )
         )
         for name in usage.globals:
             value = namespace.get(name, _MISSING)
             # One that is missing is a builtin, or will be defined: then the snapshot is no longer current.
             if value is not _MISSING:
-                if not self.is_certain(value):
+                if not (self.is_certain_global(value) if main else self.is_certain(value)):
                     return False
-                if main and self._snapshot._ledger is None:
-                    self._snapshot._ledger = ledger = mainspace.ledger()
-                    self._snapshot._generation = ledger.generation
+                if main:
+                    if self._snapshot._ledger is None:
+                        self._snapshot._ledger = mainspace.ledger()
+                    self._snapshot._versions[name] = self._snapshot._ledger.versions.get(name, 0)
             self._snapshot._items.append((namespace, name, self._held(value)))
         return self.is_certain(function.__defaults__) and self._are_certain(function.__kwdefaults__ or {})
 

@@ -77,7 +77,13 @@ class WorkerConfig:
 
 
 class ClusterManager(ABC):
-    """Starts workers and signals them. All methods run on the driver, `connect` on workers too."""
+    """Starts workers and signals them. All methods run on the driver, `connect` on workers too.
+
+    Attributes:
+        path_name: what `path_to` says of connections that `connect` makes; a word of your own.
+    """
+
+    path_name: str = "custom"
 
     @abstractmethod
     def launch(self, params: Mapping[str, Any], launched: list[WorkerConfig], notify: Callable[[], None]) -> None:
@@ -103,9 +109,15 @@ class ClusterManager(ABC):
         """
 
     def connect(self, pid: int, config: WorkerConfig) -> tuple[BinaryIO, BinaryIO] | None:
-        """Connect this process with worker ``pid``: streams to read and to write, complete and in order.
+        """Connect this process with worker ``pid``: binary streams to read and to write, complete and in order.
 
         ``None``, the default, leaves it to the library: shared memory inside a node, TCP between nodes.
+
+        Streams belong to the library afterwards: it flushes and closes them. They may block. The other end gives its
+        two to `process_messages`, or is a worker that listens by itself. Runs on a thread of its own, within the
+        worker timeout. On the driver, ``config`` is what `launch` appended, and its ``io`` has not been read yet. On
+        a worker (of those that called `init_worker` with this kind of manager) it has ``connect_at``, as the
+        driver's `connect` left it there, ``ident``, ``connect_idents``, ``host`` and ``ospid``.
         """
         return None
 

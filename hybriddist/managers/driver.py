@@ -24,6 +24,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from hybriddist import limits
 from hybriddist.core import payload
 from hybriddist.core.exits import ExitReason
 from hybriddist.core.membership import State
@@ -32,13 +33,15 @@ from hybriddist.deadline import Deadline
 from hybriddist.errors import LocalProtocolError, SharedMemoryFull, TransportError
 from hybriddist.ids import DRIVER
 from hybriddist.managers.base import ClusterManager, WorkerConfig
+from hybriddist.managers.events import Events
 from hybriddist.managers.local import LocalContext
+from hybriddist.managers.streams import connect_at
 from hybriddist.runtime.child import Child
+from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.folders import Folder
 from hybriddist.runtime.output import OutputRelay
 from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.process import Process
-from hybriddist.settings import Settings
 from hybriddist.shm import rendezvous, segment
 from hybriddist.transport import Transport
 
@@ -50,6 +53,9 @@ _LAST_FRAMES_SECONDS: Final = 0.3
 
 _LAST_LINES_SECONDS: Final = 0.5
 """After the end of a process: for its last lines of output."""
+
+_CLOSING_CALLBACK_SECONDS: Final = 1.0
+"""For each worker at the driver's end, which is to take no longer than `limits.SHUTDOWN_SECONDS`."""
 
 
 class Unfinished(Protocol):
@@ -69,6 +75,7 @@ class Cluster:
         lock: held by one addprocs at a time, and by rmprocs while it chooses.
         launching: the addprocs under way.
         closed: nobody is added any more.
+        events: the functions that hear of workers coming and going.
         at_exit: what the interpreter runs at its end to shut this cluster down.
     """
 
@@ -77,6 +84,9 @@ class Cluster:
         self.configs: dict[int, WorkerConfig] = {}
         self.managers: dict[int, ClusterManager] = {}
         self.output = OutputRelay()
+        self.events = Events()
+        self._ends: dict[int, Completion] = {}
+        """Of the workers that have joined: done when the last word about each is said."""
         self.lock = threading.RLock()
         self.launching: Unfinished | None = None
         self.closed = False
@@ -96,8 +106,7 @@ class Cluster:
 
     def local_context(self) -> LocalContext:
         """What is kept for workers of this node: a private folder for their sockets, the template processes."""
-        # Read at each launch, so that a program may change its mind between two.
-        settings = self.process.settings = Settings.from_environment()
+        settings = self.process.settings
         if self._context is None:
             self._folder = Folder()
             self._context = LocalContext(lambda: self.process.cookie, self._folder.path, settings)
@@ -118,8 +127,14 @@ class Cluster:
         except SharedMemoryFull:
             return None
 
-    def join(self, pid: int, config: WorkerConfig, transport: Transport, probe: Any, deadline: Deadline) -> None:
-        """Make the process behind ``transport`` member ``pid``."""
+    def join(
+        self, pid: int, config: WorkerConfig, transport: Transport, probe: Any, deadline: Deadline, streams: str = ""
+    ) -> None:
+        """Make the process behind ``transport`` member ``pid``.
+
+        Args:
+            streams: how its manager calls its own connections, if this is one of them.
+        """
         process = self.process
         membership = process.membership
         fields = {
@@ -133,6 +148,10 @@ class Cluster:
         member = membership.require(pid)
         member.ospid, member.host, member.addresses = answer["ospid"], answer["host"], answer["addresses"]
         member.ident, member.connect_idents = config.ident, config.connect_idents
+        member.cpus = answer["cpus"]
+        if streams:
+            member.streams, member.connect_at = streams, connect_at(config)
+        self._ends[pid] = Completion()
         membership.joined(pid, same_node_as=DRIVER if shares else None)
         output = output_of(config)
         if output is not None:
@@ -180,10 +199,31 @@ class Cluster:
         config, manager = self.configs.pop(pid, None), self.managers.pop(pid, None)
         if config is None or manager is None:
             return
-        if isinstance(config.process, Child) and config.process.exit_status is None:
-            manager.kill(pid, config)  # its connection is gone: it is of no use to anybody
-        manager.manage(pid, config, "deregister")
-        manager.manage(pid, config, "finalize")
+        try:
+            if isinstance(config.process, Child) and config.process.exit_status is None:
+                manager.kill(pid, config)  # its connection is gone: it is of no use to anybody
+            manager.manage(pid, config, "deregister")
+            manager.manage(pid, config, "finalize")
+            self._close_output(config)
+        finally:
+            end = self._ends.get(pid)
+            if end is not None:
+                reason = self.process.membership.why_gone(pid) or ExitReason.lost()
+                self.events.exited(pid, reason.text, self.process.spawn, self.callback_seconds)
+                end.complete(0, None)
+                del self._ends[pid]  # not before: who finds none need not wait
+
+    @property
+    def callback_seconds(self) -> float:
+        """How long functions of the user's may hold up the end of a worker."""
+        return limits.EXITING_CALLBACK_SECONDS if not self.closed else _CLOSING_CALLBACK_SECONDS
+
+    def wait_finished(self, pid: int, seconds: float) -> bool:
+        """Wait until the last word about a worker is said; whether it is."""
+        end = self._ends.get(pid)
+        return end is None or end.wait(Deadline(seconds))
+
+    def _close_output(self, config: WorkerConfig) -> None:
         output = output_of(config)
         if output is not None:
             self.output.detach(output)

@@ -3,9 +3,11 @@
 ::
 
     manager.launch (own thread) ─ notify ─► for each WorkerConfig, on a thread of its own:
+        connect    by the manager's own streams, if it has such; else
         announce   read host and port from the worker's output, unless the config names them
         connect    shared memory inside the node, TCP else
         join       Join ─► Joined: ospid, addresses, the answer to the shared-memory probe
+        further    if the config counts more than one: the new worker starts the others of its host (``further.py``)
     all done: every process is told the new list of members
     mesh       unless connections are lazy, the new workers connect with all others (``mesh.py``)
     failures are raised together
@@ -20,7 +22,7 @@ What this module does not know: how a manager starts a worker, and how connectio
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -37,8 +39,12 @@ from hybriddist.errors import (
 from hybriddist.managers.announcement import read_announcement
 from hybriddist.managers.base import ClusterManager, WorkerConfig
 from hybriddist.managers.driver import Cluster
+from hybriddist.managers.further import FurtherManager, ask_for_further, number_of_further
 from hybriddist.managers.mesh import connect_workers
 from hybriddist.managers.removing import Removal
+from hybriddist.managers.streams import connect_by
+from hybriddist.runtime.signals import take_as_usual
+from hybriddist.transport import Transport
 
 _GIVEN_UP: Final = "this addprocs was given up"
 _SHUT_DOWN: Final = "the cluster was shut down while workers were being added"
@@ -102,13 +108,15 @@ class Launch:
             self._changed.notify_all()
         for pid, config in starting.items():
             # Whoever waits for its announcement, connection or answer hears of its end.
-            self._cluster.process.spawn(partial(self._manager.kill, pid, config), f"hybriddist-kill-{pid}")
+            manager = self._cluster.managers.get(pid, self._manager)
+            self._cluster.process.spawn(partial(manager.kill, pid, config), f"hybriddist-kill-{pid}")
 
     # ---- the manager's thread ---------------------------------------------------------------------------------
 
     def _launch(self) -> None:
         failure: Exception | None = None
         try:
+            take_as_usual()  # what a user's manager starts inherits what this thread keeps away
             try:
                 self._manager.launch(self._params, self._launched, self._notify)
             finally:
@@ -128,19 +136,27 @@ class Launch:
 
     def _begin(self) -> None:
         """Bring in what the manager has launched since the last time."""
-        process = self._cluster.process
         for index in range(self._begun, len(self._launched)):
             config = self._launched[index]
             with self._changed:
                 self._begun = index + 1
-                pid = process.membership.allocate_pid()
-                process.membership.add(Member(pid, transport=self._params.get("transport", "auto")))
-                self._cluster.configs[pid] = self._starting[pid] = config
-                self._cluster.managers[pid] = self._manager
-            try:
-                process.spawn(partial(self._bring_in, pid, config, index), f"hybriddist-launch-{pid}")
-            except RuntimeError as error:  # the system allows no more threads
-                self._settle(pid, config, index, LaunchError(f"the driver cannot take in more workers: {error}"))
+                pid = self._register(config, self._manager)
+            self._spawn(partial(self._bring_in, pid, config, index), pid, config, index)
+
+    def _register(self, config: WorkerConfig, manager: ClusterManager) -> int:
+        """A worker is on its way: give it a pid. The caller holds the lock."""
+        membership = self._cluster.process.membership
+        pid = membership.allocate_pid()
+        membership.add(Member(pid, transport=self._params.get("transport", "auto")))
+        self._cluster.configs[pid] = self._starting[pid] = config
+        self._cluster.managers[pid] = manager
+        return pid
+
+    def _spawn(self, target: Callable[[], None], pid: int, config: WorkerConfig, index: int) -> None:
+        try:
+            self._cluster.process.spawn(target, f"hybriddist-launch-{pid}")
+        except RuntimeError as error:  # the system allows no more threads
+            self._settle(pid, config, index, LaunchError(f"the driver cannot take in more workers: {error}"))
 
     # ---- one worker's way into the cluster, on a thread of its own ----------------------------------------------
 
@@ -149,6 +165,7 @@ class Launch:
         stage: list[str] = ["announce"]
         try:
             self._connect_and_join(pid, config, stage)
+            self._bring_in_further(pid, config, index)
         except BaseException as error:
             self._settle(pid, config, index, _launch_error(_as_exception(error), name, stage[-1]))
         else:
@@ -160,7 +177,28 @@ class Launch:
             raise ClusterError(_GIVEN_UP)
         cluster = self._cluster
         process = cluster.process
+        number_of_further(config, 1)  # raises if that is nonsense
         deadline = self._deadline.sooner(process.settings.worker_timeout_seconds)
+        manager = cluster.managers[pid]
+        stage.append("connect")
+        transport = connect_by(manager, pid, config, process, deadline)
+        if transport is None:
+            stage.append("announce")
+            transport = self._dial(config, stage, deadline)
+            word = ""
+        else:
+            word = str(manager.path_name)
+            if config.io is not None:  # there is no announcement in it: all is the worker's output
+                environ = config.environ = {} if config.environ is None else config.environ
+                environ["output"] = cluster.output.attach(config.io, environ.get("stderr"))
+        stage.append("join")
+        self._probe_made.wait()
+        cluster.join(pid, config, transport, self._probe, deadline, word)
+
+    def _dial(self, config: WorkerConfig, stage: list[str], deadline: Deadline) -> Transport:
+        """By the library's own sockets."""
+        cluster = self._cluster
+        process = cluster.process
         host, port = config.host, config.port
         if config.io is not None:
             host, port = read_announcement(config, deadline, cluster.output)
@@ -171,10 +209,32 @@ class Launch:
         if unix_path:
             addresses.insert(0, f"unix:{unix_path}")
         preference = self._params.get("transport", "auto")
-        transport = process.paths.dial(addresses, preference, process.cookie, deadline)
-        stage.append("join")
-        self._probe_made.wait()
-        cluster.join(pid, config, transport, self._probe, deadline)
+        return process.paths.dial(addresses, preference, process.cookie, deadline)
+
+    def _bring_in_further(self, first: int, config: WorkerConfig, index: int) -> None:
+        """The others of this worker's host, if its config says that there are to be others."""
+        cluster = self._cluster
+        process = cluster.process
+        number = number_of_further(config, process.membership.require(first).cpus)
+        if not number:
+            return
+        manager = FurtherManager(process, first, cluster.managers[first])
+        further: dict[int, WorkerConfig] = {}
+        with self._changed:
+            for _ in range(number):
+                another = WorkerConfig()
+                another.host, another.userdata = config.host, config.userdata
+                further[self._register(another, manager)] = another
+        seconds = self._deadline.sooner(process.settings.worker_timeout_seconds).remaining() or 0.0
+        started = ask_for_further(process, first, list(further), config, seconds)
+        for pid, another in further.items():
+            where = started[pid]
+            self._hosts[pid] = another.host or "localhost"
+            if isinstance(where, Exception):
+                self._settle(pid, another, index, _launch_error(where, self._hosts[pid], "announce"))
+            else:
+                another.host, another.port, another.ospid = where
+                self._spawn(partial(self._bring_in, pid, another, index), pid, another, index)
 
     def _settle(self, pid: int, config: WorkerConfig, index: int, failure: Exception | None) -> None:
         """The end of a worker's way: it is a member, or it is ended."""
@@ -186,7 +246,7 @@ class Launch:
                 return
         try:
             self._cluster.drop(pid, ExitReason("it was never started"))
-            self._manager.kill(pid, config)
+            self._cluster.managers.get(pid, self._manager).kill(pid, config)
             self._cluster.finish(pid)
         except BaseException as problem:
             if failure is not None:
@@ -216,6 +276,7 @@ class Launch:
             self.give_up()
         self._cluster.announce_members()
         process = self._cluster.process
+        flat += self._without(self._lacking_idents())
         missing = connect_workers(
             process, sorted(self._pids), self._deadline.sooner(process.settings.worker_timeout_seconds)
         )
@@ -236,7 +297,7 @@ class Launch:
 
     def _without_connections(self, missing: Mapping[int, Mapping[int, Exception]]) -> list[Exception]:
         """End the workers that cannot be reached as the cluster promises: all or nothing, as with any failed launch."""
-        failures: list[Exception] = []
+        failures: dict[int, Exception] = {}
         for pid, reasons in missing.items():
             other, reason = next(iter(reasons.items()))
             whom = f"worker {other}" if len(reasons) == 1 else f"workers {', '.join(map(str, reasons))}"
@@ -244,13 +305,36 @@ class Launch:
             text = f"worker {pid} cannot be connected with {whom}: {reason}"
             failure = kind(text, host=self._hosts[pid], stage="mesh")
             failure.__cause__ = reason
-            failures.append(failure)
-        if missing:
-            self._pids = [pid for pid in self._pids if pid not in missing]
-            removal = Removal(self._cluster, list(missing))
+            failures[pid] = failure
+        return self._without(failures)
+
+    def _lacking_idents(self) -> dict[int, Exception]:
+        """The workers that are to be connected with idents which nobody has, though all are there now."""
+        membership = self._cluster.process.membership
+        failures: dict[int, Exception] = {}
+        found = True
+        while found:  # a worker that cannot stay may be what another one waits for
+            found = False
+            for pid in self._pids:
+                if pid in failures or membership.why_gone(pid) is not None:
+                    continue
+                missing = membership.missing_idents(pid, without=failures)
+                if missing:
+                    found = True
+                    names = ", ".join(map(repr, missing))
+                    text = f"worker {pid} is to be connected with {names}, and no worker has that ident"
+                    text += f" (topology: {membership.topology})"
+                    failures[pid] = LaunchError(text, host=self._hosts[pid], stage="mesh")
+        return failures
+
+    def _without(self, failures: Mapping[int, Exception]) -> list[Exception]:
+        """Remove workers that have joined, but cannot be what they should be."""
+        if failures:
+            self._pids = [pid for pid in self._pids if pid not in failures]
+            removal = Removal(self._cluster, list(failures))
             removal.start()
             removal.wait()
-        return failures
+        return list(failures.values())
 
 
 def _as_exception(error: BaseException) -> Exception:

@@ -161,6 +161,8 @@ class LocalManager(ClusterManager):
 
     def manage(self, pid: int, config: WorkerConfig, op: Operation) -> None:
         child = config.process
+        if not isinstance(child, Child):  # one of another manager's making, or a further one that a worker started
+            return
         if op == "interrupt":
             child.send_signal(signal.SIGINT)
         elif op in ("deregister", "finalize"):

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from hybriddist.deadline import Deadline
 from hybriddist.errors import ProcessExitedException, RemoteException
 from hybriddist.runtime.completion import Completion
-from hybriddist.runtime.links import meet
+from hybriddist.runtime.meeting import meet
 from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.process import Process
 

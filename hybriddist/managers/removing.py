@@ -90,6 +90,7 @@ class Removal:
         membership = cluster.process.membership
         config, manager = cluster.configs.get(pid), cluster.managers.get(pid)
         peer = cluster.process.peers.get(pid)
+        cluster.events.exiting(pid, cluster.process.spawn, cluster.callback_seconds)
         cluster.ask_to_leave(pid)
         child = None if config is None else config.process
         if isinstance(child, Child):
@@ -104,6 +105,9 @@ class Removal:
                 cluster.drop(pid, ExitReason.removed())
             if peer is not None:
                 cluster.process.links.gone(peer)  # returns when the other workers have been told
+            else:
+                cluster.finish(pid)
+            cluster.wait_finished(pid, cluster.callback_seconds)
             self._gone(pid)
 
     def _watch(self, pid: int) -> None:

@@ -105,6 +105,10 @@ class References:
         with self._lock:
             self._book.drop_owner(pid)
 
+    def __len__(self) -> int:
+        """How many references have a handle here."""
+        return len(self._book)
+
     # ---- pickles ----------------------------------------------------------------------------------------------
 
     def met(self, rrid: RRID, owner: int) -> bool:

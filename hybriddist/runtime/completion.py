@@ -10,9 +10,12 @@ What this module does not know: what the outcome means, and who brings it.
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from collections.abc import Callable
+from threading import main_thread
 from typing import TYPE_CHECKING, Any
+
+from hybriddist import limits
 
 if TYPE_CHECKING:
     from _thread import LockType
@@ -69,8 +72,12 @@ class Completion:
         if self.done:  # it ended before it could see our lock
             return True
         try:
-            remaining = None if deadline is None else deadline.remaining()
-            lock.acquire(timeout=-1 if remaining is None else min(remaining, 4e6))
+            longest = limits.SIGNAL_LOOK_SECONDS if get_ident() == main_thread().ident else 4e6
+            while not self.done:
+                remaining = None if deadline is None else deadline.remaining()
+                seconds = longest if remaining is None else min(remaining, longest)
+                if lock.acquire(timeout=seconds) or (remaining is not None and remaining <= seconds):
+                    break
         finally:
             if not self.done:
                 try:

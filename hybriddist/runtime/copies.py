@@ -41,6 +41,8 @@ def mind_copies(process: Process) -> None:
 
 def _let_go(process: Process) -> None:
     process.is_copy = True
+    if process.alarm is not None:
+        process.alarm.let_go()
     process.executor.queue.clear()
     for peer in process.peers.values():
         peer.lost = "this process is a forked copy; the connections are its parent's"

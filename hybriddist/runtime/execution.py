@@ -13,26 +13,32 @@ find nothing to do wait a few seconds for more and then end.
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from hybriddist.runtime.signals import leave_to_main_thread, take_as_usual
 
 if TYPE_CHECKING:
     from _thread import LockType
+    from types import FrameType
 
     from hybriddist.runtime.process import Process
+    from hybriddist.runtime.running import Errand
 
 MAX_THREADS = 2048
 """Executor threads of one process. More blocked calls than that wait their turn."""
 
 _LINGER_SECONDS = 5.0
 """An executor thread that has found no work for so long ends."""
+
+_STRIKE_SECONDS = 0.001
+"""After which a thread that must not be interrupted just now is looked at again."""
 
 _STUCK_SECONDS = 0.001
 _PACE_SECONDS = 0.0002
@@ -54,8 +60,8 @@ class Executor:
         self._started_at = 0.0
         self._allowance = 1
         self._closed = False
-        self._interruptible: set[int] = set()
-        """Idents of the threads that run user code now: whom an interrupt has to reach."""
+        self._interruptible: dict[int, Errand] = {}
+        """The threads that run user code now, whom an interrupt has to reach, by ident: and what for."""
         self._interrupt_lock = allocate_lock()
 
     def run(self, work: Callable[[], None]) -> None:
@@ -158,29 +164,74 @@ class Executor:
 
     def interrupt_threads(self) -> None:
         """Raise KeyboardInterrupt in the threads that run user code, each at its next bytecode."""
-        if not self._interruptible:
-            return
+        self.interrupt_one(lambda _: True)
+
+    def interrupt_one(self, is_meant: Callable[[Errand], bool]) -> None:
+        """Likewise in those threads only whose errand is meant.
+
+        A thread that moves a frame at this moment is left alone, and tried again a little later: in the middle of that
+        the exception would break the connection.
+        """
+        meant = [(ident, errand) for ident, errand in list(self._interruptible.items()) if is_meant(errand)]
+        if meant:
+            later = self._strike(meant)
+            if later:
+                self._process.spawn(lambda: self._strike_again(later), "hybriddist-interrupt")
+
+    def _strike(self, threads: list[tuple[int, Errand]]) -> list[tuple[int, Errand]]:
+        """Interrupt threads that are still at these errands; those that have to be tried again."""
         import ctypes  # costs 10 ms to import; interrupts are rare
 
+        later = []
+        must_wait = self._process.guard.must_wait
         with self._interrupt_lock:
-            for ident in self._interruptible:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt))
+            for ident, errand in threads:
+                if self._interruptible.get(ident) is not errand:
+                    continue
+                number, interrupt = ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt)
+                if must_wait(_current_frames().get(ident)):
+                    later.append((ident, errand))
+                else:
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(number, interrupt)
+        return later
 
-    def interruptible(self, function: Callable[..., Any], *args: Any) -> Any:
+    def _strike_again(self, threads: list[tuple[int, Errand]]) -> None:
+        """Ends with the errands, if not before."""
+        while threads and not self._closed:
+            sleep(_STRIKE_SECONDS)
+            threads = self._strike(threads)
+
+    def interruptible(self, errand: Errand, function: Callable[..., Any], *args: Any) -> Any:
         """Call ``function(*args)`` so that `interrupt_threads` reaches it, and nothing that comes after it."""
         ident = threading.get_ident()
         take_as_usual()
-        self._interruptible.add(ident)
         try:
+            with self._interrupt_lock:
+                self._interruptible[ident] = errand
             return function(*args)
         finally:
             leave_to_main_thread()
             with self._interrupt_lock:
-                self._interruptible.discard(ident)
+                self._interruptible.pop(ident, None)
             # An exception that was set while we waited for the lock strikes at a loop's jump: here, and not later in
             # the middle of writing the result to the peer.
             for _ in range(3):
                 pass
+
+
+def _current_frames() -> dict[int, FrameType]:
+    """The innermost frame of every thread.
+
+    Python 3.11 holds a lock of its own meanwhile, which a starting thread needs; a finaliser that the collector runs in
+    there may let go of the interpreter, to that thread: then nothing moves any more. So it must not collect.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def call_in_user_code(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # exposed

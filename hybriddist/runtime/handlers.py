@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from hybriddist.core import captured, payload
 from hybriddist.core.exits import ExitReason
-from hybriddist.core.functions import ReceivedFunction
 from hybriddist.core.messages import (
     Call,
+    Cancel,
+    ChannelOperation,
     Claims,
     Define,
     Forget,
@@ -33,33 +32,23 @@ from hybriddist.core.messages import (
     Operation,
     Outcome,
     Request,
-    Result,
     Started,
-    new,
 )
-from hybriddist.errors import RemoteProtocolError, SerializationError, TransportError
+from hybriddist.errors import RemoteProtocolError
 from hybriddist.ids import DRIVER, RRID
 from hybriddist.runtime.completion import Completion
-from hybriddist.runtime.copies import end_copy
 from hybriddist.runtime.execution import call_in_user_code
-from hybriddist.transport import Buffer
+from hybriddist.runtime.replies import reply
+from hybriddist.runtime.running import Each, cancel_reference, drop_or_interrupt, run_call
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from hybriddist.runtime.peer import Peer
-    from hybriddist.runtime.process import Process
 
 
 MAX_EACH: Final = 1 << 16
 """Calls of one message."""
 
-_NO_KEYWORDS: Final[dict[str, Any]] = {}
-
-
-def is_coroutine(value: Any) -> bool:
-    """Whether a call's value is what an ``async def`` returns."""
-    return type(value) is CoroutineType
+_FIRST_CHANNEL_OPERATION: Final = int(ChannelOperation.PUT)
 
 
 # ---- calls ------------------------------------------------------------------------------------------------------
@@ -70,35 +59,12 @@ def _on_call(peer: Peer, call: Call) -> None:
     if mode == Mode.EACH:
         _on_each(peer, call)
         return
+    entry = None
     if mode == Mode.STORE or mode == Mode.WAIT:
-        peer.process.store.created(RRID(call.whence, call.id))
+        entry = peer.process.store.created(RRID(call.whence, call.id))
     # Looked up now: the function may be forgotten before the call's turn comes.
     key = call.function_key
-    peer.queue.append(partial(_run_call, peer, call, peer.functions_in.find(key) if key else None))
-
-
-def _run_call(peer: Peer, call: Call, definition: ReceivedFunction | None) -> None:
-    """Run a call and do with its end what its mode says."""
-    process = peer.process
-    mode = call.mode
-    try:
-        if process.receiver.is_main():
-            value = perform(call, definition)
-        else:
-            value = process.executor.interruptible(perform, call, definition)
-    except BaseException as error:
-        if process.is_copy:
-            end_copy(error)
-        _finish_call(peer, call, Outcome.ERROR, captured.capture(error))
-        return
-    if process.is_copy:
-        end_copy(None)
-    if type(value) is CoroutineType:
-        process.coroutines.start(value).add_done_callback(partial(_finish_coroutine, peer, call))
-    elif mode & 0x0F:
-        _finish_call(peer, call, Outcome.VALUE, value)
-    else:
-        reply(peer, call.call_id, Outcome.VALUE, value, last=True)
+    peer.queue.append(partial(run_call, peer, call, peer.functions_in.find(key) if key else None, entry))
 
 
 def _on_each(peer: Peer, call: Call) -> None:
@@ -109,195 +75,60 @@ def _on_each(peer: Peer, call: Call) -> None:
     peer.queue.append(each.run)
 
 
-def _report_start(peer: Peer, call_id: int) -> None:
-    with contextlib.suppress(TransportError):  # whoever asked is gone
-        peer.send(Started(call_id))
+def _on_started(peer: Peer, message: Started) -> None:
+    completion = peer.pending.get(message.call_id)
+    if completion is not None:
+        completion.started = True
 
 
-class Each:
-    """Several calls of one message, run one after the other by whoever has the time.
-
-    Usually that is the worker's main thread alone. When one of the calls takes long, the standby thread queues the
-    rest for other threads (`Receiver.rest_of_each`): the items are taken from one queue, so each runs once.
-    """
-
-    def __init__(self, peer: Peer, call: Call, definition: ReceivedFunction | None) -> None:
-        self._peer = peer
-        self._call = call
-        self._definition = definition
-        self._function: Any = None
-        self._items: deque[tuple[int, tuple[Any, ...]]] | None = None
-
-    def run(self) -> None:
-        """Run what is left."""
-        peer = self._peer
-        receiver = peer.process.receiver
-        if self._items is None:
-            try:
-                function, items = call_in_user_code(self._unpickle, (), {})
-                if len(items) != self._call.id:
-                    raise RemoteProtocolError(f"a message of {self._call.id} calls has {len(items)} in it")
-            except BaseException as error:
-                failure = captured.capture(error)
-                for number in range(self._call.call_id, self._call.call_id + self._call.id):
-                    reply(peer, number, Outcome.NOT_RUN, failure)
-                return
-            self._function = function
-            self._items = deque(enumerate(items, self._call.call_id))
-        is_main = receiver.is_main()
-        if is_main:
-            receiver.each = self
-        items_left = self._items
-        while items_left:
-            try:
-                number, args = items_left.popleft()
-            except IndexError:
-                break
-            self._run_one(number, args, is_main)
-            del args
-            receiver.progress += 1
-        if is_main:
-            receiver.each = None
-
-    def rest(self) -> Callable[[], None] | None:
-        """What another thread may run; None if nothing is left."""
-        return self.run if self._items else None
-
-    def _unpickle(self) -> tuple[Any, Any]:
-        call = self._call
-        content = payload.loads(call.body, call.buffers)
-        if self._definition is None:
-            return content  # type: ignore[no-any-return]
-        return self._definition.load(), content
-
-    def _run_one(self, number: int, args: tuple[Any, ...], is_main: bool) -> None:
-        peer = self._peer
-        try:
-            if is_main:
-                value = call_in_user_code(self._function, args, _NO_KEYWORDS)
-            else:
-                _report_start(peer, number)
-                value = peer.process.executor.interruptible(call_in_user_code, self._function, args, _NO_KEYWORDS)
-        except BaseException as error:
-            if peer.process.is_copy:
-                end_copy(error)
-            reply(peer, number, Outcome.ERROR, captured.capture(error))
-            return
-        if peer.process.is_copy:
-            end_copy(None)
-        if type(value) is CoroutineType:
-            call = self._call._replace(call_id=number, mode=Mode.FETCH)
-            peer.process.coroutines.start(value).add_done_callback(partial(_finish_coroutine, peer, call))
-        else:
-            reply(peer, number, Outcome.VALUE, value)
-
-
-def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
-    """Unpickle and run: user code both."""
-    body, buffers = call.body, call.buffers
-    if definition is None:
-        function, args, kwargs = payload.loads(body, buffers)
+def _on_cancel(peer: Peer, message: Cancel) -> None:
+    waiting = peer.requests.pop(message.call_id, None)
+    if waiting is not None:
+        waiting.withdraw()
     else:
-        function = definition.load()
-        if not body:
-            return function()
-        args, kwargs = payload.loads(body, buffers)
-    if buffers:
-        # The message's own hold on large buffers ends here: they live as long as the arguments do.
-        cast("list[Buffer]", buffers).clear()
-    return function(*args, **kwargs)
-
-
-def _finish_coroutine(peer: Peer, call: Call, future: Future[Any]) -> None:
-    """Runs on the event loop's thread, which must not be held up by pickling and sending."""
-
-    def finish() -> None:
-        from concurrent.futures import CancelledError  # 3 ms; only coroutines need it
-
-        error = CancelledError() if future.cancelled() else future.exception()
-        if error is None:
-            _finish_call(peer, call, Outcome.VALUE, future.result())
-        else:
-            _finish_call(peer, call, Outcome.ERROR, captured.capture(error))
-
-    peer.process.executor.submit(finish)
-
-
-def _finish_call(peer: Peer, call: Call, outcome: int, content: Any) -> None:
-    mode = call.mode
-    if mode == Mode.FETCH:
-        reply(peer, call.call_id, outcome, content, last=True)
-        return
-    if mode == Mode.DO:
-        if outcome == Outcome.ERROR:
-            print(f"remote_do on process {peer.process.pid} failed:\n{content}", file=sys.stderr)
-        return
-    peer.process.store.finish(RRID(call.whence, call.id), outcome, content)
-    if mode == Mode.WAIT:
-        reply(peer, call.call_id, outcome, content if outcome == Outcome.ERROR else None, last=True)
-
-
-def run_here(process: Process, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rrid: RRID | None) -> None:
-    """A call of the process to itself, on an executor thread, by reference."""
-    try:
-        value = process.executor.interruptible(call_in_user_code, function, args, kwargs)
-        if is_coroutine(value):
-            value = process.coroutines.run(value)
-        outcome = Outcome.VALUE
-    except BaseException as error:
-        value, outcome = captured.capture(error), Outcome.ERROR
-    if rrid is not None:
-        process.store.finish(rrid, outcome, value)
-    elif outcome == Outcome.ERROR:
-        print(f"remote_do on process {process.pid} failed:\n{value}", file=sys.stderr)
-
-
-def reply(peer: Peer, call_id: int, outcome: int, content: Any, *, last: bool = False) -> None:
-    """Send the end of a call or request. What cannot be pickled becomes an error; the connection stays.
-
-    Args:
-        last: with it the work that this thread has taken from the queue is done.
-    """
-    body: Buffer = b""
-    buffers: Sequence[Buffer] = ()
-    try:
-        if outcome == Outcome.VALUE and content is not None:
-            try:
-                body, buffers = peer.process.encode(content, peer.pid)
-            except (SerializationError, KeyboardInterrupt) as error:
-                outcome, content = Outcome.ERROR, captured.capture(error)
-        if outcome != Outcome.VALUE:
-            body, buffers = captured.dump(content)
-        if last:
-            peer.process.receiver.about_to_end()
-        peer.send(new(Result, (call_id, outcome, body, buffers)))
-    except TransportError:
-        pass  # whoever asked is gone; nobody is left to tell
+        # At the head: what is to be dropped may be the very next in the queue.
+        peer.queue.appendleft(partial(drop_or_interrupt, peer, message.call_id))
 
 
 # ---- references -------------------------------------------------------------------------------------------------
 
 
 def _on_request(peer: Peer, request: Request) -> None:
-    peer.queue.append(partial(_run_request, peer, request))
-
-
-def _run_request(peer: Peer, request: Request) -> None:
-    store = peer.process.store
-    rrid = RRID(request.whence, request.id)
     operation = request.operation
-    if operation == Operation.PUT:
-        try:
-            (value,) = call_in_user_code(payload.loads, (request.body, request.buffers), {})
-            store.put(rrid, value)
-        except BaseException as error:
-            reply(peer, request.call_id, Outcome.ERROR, captured.capture(error))
-        else:
-            reply(peer, request.call_id, Outcome.VALUE, None)
-    elif operation == Operation.IS_READY:
-        reply(peer, request.call_id, Outcome.VALUE, store.requested(rrid).done)
+    if operation >= _FIRST_CHANNEL_OPERATION:
+        peer.process.channels.request(peer, request)
+    elif operation == Operation.CANCEL:
+        # At the head: what is to be dropped may be the very next in the queue.
+        peer.queue.appendleft(partial(_run_cancel, peer, request))
+    elif operation == Operation.PUT:
+        peer.queue.append(partial(_run_put, peer, request))
     else:
-        store.requested(rrid).add_callback(partial(_answer, peer, request.call_id, operation))
+        # Looked up now, before claims that come after it: the asker may give the reference up before the request's
+        # turn comes, and an entry that was made after that would never go. What follows may pickle, so it is queued.
+        entry = peer.process.store.requested(RRID(request.whence, request.id))
+        peer.queue.append(partial(_run_inquiry, peer, request, [entry]))
+
+
+def _run_cancel(peer: Peer, request: Request) -> None:
+    reply(peer, request.call_id, Outcome.VALUE, cancel_reference(peer.process, RRID(request.whence, request.id)))
+
+
+def _run_put(peer: Peer, request: Request) -> None:
+    try:
+        (value,) = call_in_user_code(payload.loads, (request.body, request.buffers), {})
+        peer.process.store.put(RRID(request.whence, request.id), value)
+    except BaseException as error:
+        reply(peer, request.call_id, Outcome.ERROR, captured.capture(error))
+    else:
+        reply(peer, request.call_id, Outcome.VALUE, None)
+
+
+def _run_inquiry(peer: Peer, request: Request, holder: list[Completion]) -> None:
+    entry = holder.pop()  # so that the queue's item, which may live until the next one comes, does not keep the value
+    if request.operation == Operation.IS_READY:
+        reply(peer, request.call_id, Outcome.VALUE, entry.done)
+    else:
+        entry.add_callback(partial(_answer, peer, request.call_id, request.operation))
 
 
 def _answer(peer: Peer, call_id: int, operation: int, entry: Completion) -> None:
@@ -315,12 +146,6 @@ def _on_claims(peer: Peer, message: Claims) -> None:
 
 def _on_define(peer: Peer, message: Define) -> None:
     peer.functions_in.define(message.key, message.body, message.buffers)
-
-
-def _on_started(peer: Peer, message: Started) -> None:
-    completion = peer.pending.get(message.call_id)
-    if completion is not None:
-        completion.started = True
 
 
 def _on_forget(peer: Peer, message: Forget) -> None:
@@ -381,6 +206,7 @@ TABLE: Final[Mapping[type, Callable[[Any, Any], None]]] = {
     Call: _on_call,
     Request: _on_request,
     Claims: _on_claims,
+    Cancel: _on_cancel,
     Define: _on_define,
     Forget: _on_forget,
     Started: _on_started,

@@ -25,6 +25,7 @@ import sys
 import threading
 from _signal import getsignal  # type: ignore[import-not-found]  # without the conversion to an enum, which costs 3 µs a call
 from _thread import start_new_thread
+from collections import deque
 from collections.abc import Callable, Iterable
 from time import sleep
 from types import CodeType, FrameType
@@ -56,17 +57,20 @@ class InterruptGuard:
         self._ignore_unless_exposed = ignore_unless_exposed
         self._also = also
         self._previous: Any = None
-        self._main = threading.main_thread().ident or 0
+        self.main = threading.main_thread().ident or 0
+        self.noticed = False
+        """Set whenever the handler runs; for whoever wants to know (``alarm.py``)."""
         self.pending = False
         self._struck: FrameType | None = None
         """The exposed frame that is meant by the pending interrupt; None on a driver, where it is the whole program."""
         self._repeated = False
         """The next signal is the helper thread's."""
         self._telling_others = False
+        self._victims: deque[Callable[[], bool]] = deque()
 
     def install(self) -> bool:
         """Take SIGINT over, on the main thread; False on any other thread, or if the program ignores SIGINT."""
-        if threading.get_ident() != self._main:
+        if threading.get_ident() != self.main:
             return False
         current = getsignal(signal.SIGINT)
         if current == self._on_signal:
@@ -79,29 +83,41 @@ class InterruptGuard:
         signal.signal(signal.SIGINT, self._on_signal)
         return True
 
+    def is_installed(self) -> bool:
+        """Whether SIGINT is ours."""
+        return bool(getsignal(signal.SIGINT) == self._on_signal)
+
     def uninstall(self) -> None:
         """Give SIGINT back, if it is still ours and this is the main thread."""
-        if threading.get_ident() == self._main and getsignal(signal.SIGINT) == self._on_signal:
+        if threading.get_ident() == self.main and self.is_installed():
             signal.signal(signal.SIGINT, self._previous)
 
     def protects_this_thread(self) -> bool:
         """Whether a shielded function is safe here: off the main thread always, on it while SIGINT is ours."""
-        return threading.get_ident() != self._main or getsignal(signal.SIGINT) == self._on_signal
+        return threading.get_ident() != self.main or getsignal(signal.SIGINT) == self._on_signal
+
+    def is_shielded(self) -> bool:
+        """Whether the code that asks runs inside a shielded function, on any thread, and not in user code."""
+        return self.must_wait(sys._getframe(1))
 
     def deliver(self) -> None:
         """Called by a shielded function as its last act, when `pending`: raise what was deferred.
 
         Inside another shielded function it stays deferred, until that one leaves.
         """
-        if threading.get_ident() == self._main:
+        if threading.get_ident() == self.main:
             frame = sys._getframe(2)
             if self._is_obsolete(frame):
                 self._forget()
-            elif not self._must_wait(frame):
+            elif not self.must_wait(frame):
                 self._forget()
                 self._previous(signal.SIGINT, None)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.noticed = True
+        if self._victims:
+            self._on_strike(frame)
+            return
         repeated, self._repeated = self._repeated, False
         if repeated and (not self.pending or self._is_obsolete(frame)):
             self._forget()
@@ -111,13 +127,33 @@ class InterruptGuard:
                 self._tell_others()
             if self._exposed_frame(frame) is None:
                 return
-        if not self._must_wait(frame):
+        if not self.must_wait(frame):
             self._forget()
             self._previous(signum, frame)
         elif not self.pending:
             self._struck = self._exposed_frame(frame) if self._ignore_unless_exposed else None
             self.pending = True
             # Not `Thread`, which takes locks that the interrupted code may hold.
+            start_new_thread(self._repeat, ())
+
+    def strike(self, is_meant: Callable[[], bool]) -> None:
+        """Interrupt what runs on a worker's main thread, if it is still what is meant when the signal gets there."""
+        self._victims.append(is_meant)
+        signal.pthread_kill(self.main, signal.SIGINT)
+
+    def _on_strike(self, frame: FrameType | None) -> None:
+        """One call is to be interrupted: unlike for a Ctrl-C, no other thread is concerned, and no successor."""
+        meant = False
+        while self._victims:
+            meant |= self._victims.popleft()()
+        struck = self._exposed_frame(frame)
+        if not meant or struck is None:
+            return
+        if not self.must_wait(frame):
+            self._previous(signal.SIGINT, frame)
+        elif not self.pending:
+            self._struck = struck
+            self.pending = True
             start_new_thread(self._repeat, ())
 
     def _tell_others(self) -> None:
@@ -134,11 +170,11 @@ class InterruptGuard:
             sleep(_REPEAT_SECONDS)
             if not self.pending:
                 return
-            if getsignal(signal.SIGINT) != self._on_signal:
+            if not self.is_installed():
                 self._forget()
                 return
             self._repeated = True
-            signal.pthread_kill(self._main, signal.SIGINT)
+            signal.pthread_kill(self.main, signal.SIGINT)
 
     def _forget(self) -> None:
         self.pending = False
@@ -154,8 +190,8 @@ class InterruptGuard:
             frame = frame.f_back
         return True
 
-    def _must_wait(self, frame: FrameType | None) -> bool:
-        """Whether the innermost known function of the stack is a shielded one."""
+    def must_wait(self, frame: FrameType | None) -> bool:
+        """Whether the innermost known function of the stack is a shielded one. Of any thread's stack."""
         while frame is not None:
             if frame.f_code in self._exposed:
                 return False

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import socket
 from _thread import allocate_lock
+from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybriddist import limits
@@ -36,8 +38,8 @@ from hybriddist.errors import (
 )
 from hybriddist.ids import DRIVER
 from hybriddist.runtime.completion import Completion
-from hybriddist.runtime.context import this_process
 from hybriddist.runtime.inquiry import member
+from hybriddist.runtime.meeting import bring_together
 from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.roster import Roster
 from hybriddist.transport import Transport
@@ -80,6 +82,8 @@ class Links:
         self._joining: dict[Peer, Completion] = {}
         self._buried: dict[Peer, Completion] = {}
         self._lock = allocate_lock()
+        self.dialer: Callable[[Member, Deadline], Transport | None] | None = None
+        """Makes connections by the manager of this worker (``managers/streams.py``); None: it has no manager."""
         self.arrived = Completion()
         """Done when the driver's Join has come: what a new worker waits for."""
 
@@ -91,8 +95,12 @@ class Links:
         self._doormen.append(doorman)
         self._process.poller.add(listener.fileno(), doorman)
 
-    def welcome(self, sock: socket.socket) -> None:
-        """Greet an accepted connection on a thread of its own; too many that have proved nothing: the oldest goes."""
+    def welcome(self, sock: socket.socket, accept: Callable[[Deadline], Transport] | None = None) -> None:
+        """Greet an accepted connection on a thread of its own; too many that have proved nothing: the oldest goes.
+
+        Args:
+            accept: greets in some other way than `Paths.accept`; ``sock`` is what is shut to end it.
+        """
         with self._lock:
             self._unproven[id(sock)] = sock
             crowded = len(self._unproven) > limits.MAX_UNPROVEN_CONNECTIONS
@@ -100,16 +108,19 @@ class Links:
         if oldest is not None:
             _shut(oldest)
         try:
-            self._process.spawn(lambda: self._greet_and_attach(sock), "hybriddist-greeter")
+            self._process.spawn(lambda: self._greet_and_attach(sock, accept), "hybriddist-greeter")
         except RuntimeError:  # the system allows no more threads: whoever it is hears that at once
             with self._lock:
                 self._unproven.pop(id(sock), None)
             sock.close()
 
-    def _greet_and_attach(self, sock: socket.socket) -> None:
+    def _greet_and_attach(self, sock: socket.socket, accept: Callable[[Deadline], Transport] | None) -> None:
         deadline = Deadline(limits.HANDSHAKE_SECONDS)
         try:
-            transport = self._process.paths.accept(sock, self._process.cookie, deadline)
+            if accept is not None:
+                transport = accept(deadline)
+            else:
+                transport = self._process.paths.accept(sock, self._process.cookie, deadline)
         except (HybridDistError, OSError):
             # Whoever it was hears nothing, least of all why.
             sock.close()
@@ -141,17 +152,25 @@ class Links:
                 attempt = self._connecting[pid] = Completion()
         if not mine:
             attempt.wait(Deadline(process.settings.worker_timeout_seconds))
+            if attempt.outcome:
+                raise copy(attempt.content) from attempt.content
             return self._connected(pid)
+        failure: BaseException | None = None
         try:
             if pid not in process.peers:
                 if DRIVER in (process.pid, pid):  # the driver makes its connections itself, once
                     raise self.exit_error(pid)
                 self._connect_workers(other)
             return self._connected(pid)
+        except BaseException as error:
+            failure = error
+            raise
         finally:
             with self._lock:
                 del self._connecting[pid]
-            attempt.complete(0, None)
+            # Whoever waited hears the same. An interrupt is the first one's alone: the others find no connection.
+            attempt.complete(-1 if isinstance(failure, Exception) else 0, failure)
+            del failure  # or it would hold this frame, and the frame it
 
     def _connect_workers(self, member: Member) -> None:
         process, pid = self._process, member.pid
@@ -189,12 +208,28 @@ class Links:
 
     def _dial_worker(self, member: Member) -> None:
         deadline = Deadline(self._process.settings.worker_timeout_seconds)
-        transport = self._process.paths.dial(member.addresses, member.transport, self._process.cookie, deadline)
+        transport = self._dial_streams(member, deadline)
+        if transport is None:
+            transport = self._process.paths.dial(member.addresses, member.transport, self._process.cookie, deadline)
         peer = Peer(self._process, transport, ProtocolState(Role.CONNECTOR, None), member.pid)
         # The introduction goes first, so before any other thread can find the peer and send something.
         peer.send(Identify(payload.dumps({"pid": self._process.pid, "to": member.pid})[0]))
         self._process.peers[member.pid] = peer
         self._attach(peer)
+
+    def _dial_streams(self, member: Member, deadline: Deadline) -> Transport | None:
+        """By the member's manager, if it is reached that way; None: it has an address."""
+        if not member.streams:
+            return None
+        if self.dialer is not None:
+            return self.dialer(member, deadline)
+        if member.addresses:
+            return None
+        raise ConnectError(
+            f"process {member.pid} is reached only by connections of its manager ({member.streams}), and process "
+            f"{self._process.pid} has none: its program calls init_worker(cookie, manager)",
+            member.streams,
+        )
 
     def _attach(self, peer: Peer, first: Any = None) -> None:
         """Let a peer's frames flow."""
@@ -352,21 +387,6 @@ class Links:
         for peer in list(self._buried):
             if peer not in self._process.peers.values():  # those are closed in good order
                 peer.abort()
-
-
-def bring_together(lower: int, higher: int) -> None:
-    """Runs on the driver: have the higher of two workers connect to the lower."""
-    this_process().fetch_call(connect_back, higher, (lower,), {})
-
-
-def connect_back(lower: int) -> None:
-    """Runs on the higher of two workers."""
-    this_process().peer(lower)
-
-
-def meet(lower: int) -> None:
-    """Runs on the higher of two workers: connect to the lower, and return when that one knows of it too."""
-    this_process().fetch_call(int, lower, (), {})  # there is nothing to do there: that it answers is what counts
 
 
 def _shut(sock: socket.socket) -> None:

@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hybriddist.core.handshake import Role
 from hybriddist.core.lease import RecycledMemory
@@ -47,6 +47,8 @@ class Paths:
         self._memory = RecycledMemory()
         self._budget: Budget | None = None
         self.quiet = False
+        self.word = "custom"
+        """What connections are called that a manager's program hands in."""
         self.openers: dict[str, Callable[[str], Transport]] = {}
         """For addresses of further schemes: makes a transport that needs no greeting, as inside one interpreter."""
 
@@ -68,6 +70,54 @@ class Paths:
         if path != rendezvous.PATH_STREAM:
             raise RemoteProtocolError(f"no path begins with {path!r}")
         return self._stream(sock)
+
+    def over_streams(
+        self,
+        reader: Any,
+        writer: Any,
+        role: Role,
+        cookie: str,
+        scheme: str,
+        prepare: Callable[[Callable[[], None]], Callable[[], None]],
+    ) -> tuple[socket.socket, Callable[[Deadline], Transport]]:
+        """Two streams of a manager's own. They belong to the library from now on, whatever comes of it.
+
+        Args:
+            scheme: what `path_to` calls the path.
+            prepare: makes a function ready to be run by a thread.
+
+        Returns:
+            A socket that ends it all when it is shut down, and what is left to do: greet, by a deadline, which gives
+            the transport or raises `HybridDistError` or `OSError`.
+
+        Raises:
+            TypeError: these are no binary streams.
+            ConnectError: there are no descriptors or no threads to be had.
+        """
+        from hybriddist.net.stream_pair import StreamBridge, StreamPairTransport
+        from hybriddist.shm import rendezvous
+
+        bridge = StreamBridge(reader, writer, role, prepare)
+        sock = bridge.socket
+
+        def greeted(deadline: Deadline) -> Transport:
+            try:
+                greet(sock, role, cookie, deadline)
+                # The same words as on a socket, so that a worker which listens by itself may be at the other end.
+                if role is Role.CONNECTOR:
+                    sock.settimeout(deadline.remaining())
+                    sock.sendall(rendezvous.PATH_STREAM)
+                else:
+                    path = self._read_path(sock, deadline)
+                    if path != rendezvous.PATH_STREAM:
+                        raise RemoteProtocolError(f"no path over streams begins with {path!r}")
+                return StreamPairTransport(bridge, scheme=scheme, allocate=self._memory.allocate)
+            except BaseException:
+                sock.close()
+                bridge.end()
+                raise
+
+        return sock, greeted
 
     def dial(self, addresses: list[str], preference: str, cookie: str, deadline: Deadline) -> Transport:
         """A proven transport to the first of ``addresses`` ("unix:PATH", "tcp:HOST:PORT") that answers.

@@ -23,21 +23,23 @@ from _thread import allocate_lock
 from collections.abc import Callable, Sequence
 from threading import RLock
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hybriddist.core.functions import FunctionReceiver, FunctionSender
-from hybriddist.core.messages import Define, Forget, Message, Result
+from hybriddist.core.messages import Message, Result
 from hybriddist.core.protocol import Protocol
 from hybriddist.errors import HybridDistError, TransportError
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.poller import READ, WRITE
-from hybriddist.runtime.waiting import receive_blocking
+from hybriddist.runtime.waiting import receive_blocking, wait_for_room
 from hybriddist.transport import Buffer, Frame, Transport
 
 if TYPE_CHECKING:
     from hybriddist.deadline import Deadline
+    from hybriddist.runtime.channel_requests import IndexWaiter, RequestAsker
     from hybriddist.runtime.process import Process
     from hybriddist.runtime.receiver import SpinPolicy
+    from hybriddist.runtime.running import Each
 
 
 class Peer:
@@ -46,6 +48,8 @@ class Peer:
     Attributes:
         pid: the other process; 0 until it has introduced itself.
         pending: what waits for a `Result`, by call id.
+        requests: what the other side waits for in a channel here, by its call id.
+        each: its messages with several calls that have not all begun.
         lost: what ended the connection, as text (an exception would keep this peer in a cycle); or None.
     """
 
@@ -55,7 +59,8 @@ class Peer:
         self.protocol = protocol
         self.pid = pid
         self.pending: dict[int, Completion] = {}
-        self.requests: dict[int, Callable[[], None]] = {}
+        self.requests: dict[int, RequestAsker | IndexWaiter] = {}
+        self.each: set[Each] = set()
         self.functions_out = FunctionSender()
         self.functions_in = FunctionReceiver()
         self.functions_lock = RLock()
@@ -87,11 +92,16 @@ class Peer:
             LocalProtocolError: the message is over the limits; nothing was sent.
         """
         if not self._send_now(message):
-            self._wait_for_room()
+            wait_for_room(self)
 
-    def post(self, message: Message) -> None:
-        """As `send`, but never waiting: what does not fit is written by the thread that receives."""
+    def post(self, message: Message, *, borrowed: bool = False) -> None:
+        """As `send`, but never waiting: what does not fit is written by the thread that receives.
+
+        ``borrowed``: the message's buffers are somebody's who may change them soon.
+        """
         if not self._send_now(message):
+            if borrowed:
+                self.copy_the_rest()
             self.watch()
 
     def _send_now(self, message: Message) -> bool:  # shielded: a half-written frame would spoil the connection
@@ -108,25 +118,11 @@ class Peer:
             self.guard.deliver()
         return done
 
-    def _wait_for_room(self) -> None:
-        """Write the rest. Large frames are not queued: the caller's arrays are read while it waits here."""
-        transport = self.transport
-        pause = 50e-6
-        self._receiver.held_up()
-        try:
-            while not self.flush():
-                if transport.wants_write():
-                    self.process.wait_writable(self.descriptor, 0.05)
-                else:
-                    self.process.pause(pause)  # the peer frees room at memory speed; a doorbell would cost more
-                    pause = min(pause * 2, 1e-3)
-        except BaseException:
-            # Interrupted: the message counts as sent. Copy what it borrowed; the receiver thread writes the rest.
-            with self.send_lock:
-                if self.lost is None:
-                    transport.snapshot()
-            self.watch()
-            raise
+    def copy_the_rest(self) -> None:
+        """Copy what the last message borrowed and is not written yet."""
+        with self.send_lock:
+            if self.lost is None:
+                self.transport.snapshot()
 
     def flush(self) -> bool:  # shielded
         """Write more of what is queued; True when nothing is left."""
@@ -143,22 +139,10 @@ class Peer:
         return done
 
     def send_frame(self, head: bytes, buffers: Sequence[Buffer]) -> None:
-        """Send a frame that the protocol has made: a heartbeat. Never waits."""
+        """Send a heartbeat. Never waits."""
         with self.send_lock:
             if self.lost is None:
                 self.transport.send(head, buffers)
-
-    def function_key(self, function: Any) -> int:
-        """The key by which a call may name ``function``, 0 if it has to carry it. Sends what has to go before."""
-        functions = self.functions_out
-        with self.functions_lock:
-            key, definition = functions.key_for(function)
-            if definition is not None:
-                self.send(Define(key, *definition))
-            if functions.has_forgotten:
-                for old in functions.take_forgotten():
-                    self.send(Forget(old))
-        return key
 
     # ---- receiving --------------------------------------------------------------------------------------------
 
@@ -194,6 +178,8 @@ class Peer:
                     self._dispatch(frames)
                 elif not transport.arm():
                     return
+                elif transport.pending_bytes():
+                    self._flush_quietly()  # what is here may be room, and nobody else may look for it
         except HybridDistError as error:
             self.lose(error)
 
@@ -219,8 +205,8 @@ class Peer:
         that was woken by the peer costs two more switches (80 µs for a call instead of 30). What comes for others
         meanwhile is handed out. False: another thread receives already, the connection is lost, or the time is over.
 
-        If it is done the doorbell is not asked for again: the next call is likely to come in microseconds, and asking
-        in between costs as much as the frame. The receiver thread does so when nobody has looked for a while.
+        If it is done the doorbell is not asked for again, since the next call is likely to come in microseconds; the
+        receiver thread does so when nobody has looked for a while.
         """
         if self.lost is not None or not self.recv_lock.acquire(False):
             return completion.done
@@ -229,7 +215,7 @@ class Peer:
                 self.begin_looking()
             seconds = policy.seconds()
             if seconds:
-                policy.tell(self._receive_for(seconds, completion))
+                policy.tell(self.receive_for(seconds, completion))
             if not completion.done:
                 self._receiver.about_to_block()
                 receive_blocking((self,), self._poll, completion, deadline)
@@ -260,18 +246,17 @@ class Peer:
         try:
             if not self.looking:
                 self.begin_looking()
-            return self._receive_for(seconds, None)
+            return self.receive_for(seconds, None)
         except HybridDistError as error:
             self.lose(error)
             return False
         finally:
             self.recv_lock.release()
 
-    def _receive_for(self, seconds: float, completion: Completion | None) -> bool:
+    def receive_for(self, seconds: float, completion: Completion | None) -> bool:
         """Poll the transport until ``completion`` is done, or anything has come; False when the time is over.
 
-        The CPU is not offered to others in between (`sched_yield`): on a busy machine that costs a time slice, many
-        times what is won, and without it the loop is over in 50 µs.
+        The CPU is not offered to others in between (`sched_yield`): on a busy machine that costs a whole time slice.
         """
         receive = self.transport.receive
         end = 0.0
@@ -322,7 +307,14 @@ class Peer:
 
     def arm(self) -> bool:
         """Ask for the doorbell; True if something came meanwhile, or if the connection is lost."""
-        return self.lost is not None or self.transport.arm()
+        try:
+            if self.lost is None and not self.transport.arm():
+                return False
+            if self.lost is None and self.transport.pending_bytes():
+                self._flush_quietly()
+        except HybridDistError as error:
+            self.lose(error)
+        return True
 
     def end_looking(self, stay: bool = False) -> None:
         """Let go of `recv_lock`, and arm the doorbell, unless more is expected in microseconds (``stay``)."""
@@ -390,11 +382,13 @@ class Peer:
         self.transport.abort()
 
     def fail_pending(self, make_error: Callable[[], BaseException]) -> None:
-        """End everything that waits for the other side with an error each."""
+        """End everything that waits for the other side with an error each; what it waits for here is forgotten."""
         for call_id in list(self.pending):  # in the order in which they were sent
             completion = self.pending.pop(call_id, None)
             if completion is not None:
                 completion.complete(-1, make_error())
+        while self.requests:
+            self.requests.popitem()[1].withdraw()
 
     def __repr__(self) -> str:
         return f"<Peer {self.pid} by {self.transport.scheme}{'' if self.lost is None else ' lost'}>"

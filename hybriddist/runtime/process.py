@@ -22,19 +22,21 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybriddist import limits
 from hybriddist.core import captured as captured_module
-from hybriddist.core import payload
 from hybriddist.core.exits import ExitReason
 from hybriddist.core.lease import end_lease
-from hybriddist.core.messages import ANSWERED, Call, Mode, Outcome, Request, new
+from hybriddist.core.messages import Mode
 from hybriddist.core.references import HolderBook
 from hybriddist.deadline import NEVER, Deadline
-from hybriddist.errors import RemoteException, TransportError
+from hybriddist.errors import RemoteException
 from hybriddist.ids import RRID
-from hybriddist.runtime import handlers, links
+from hybriddist.runtime import handlers, links, running
+from hybriddist.runtime.asking import Asking
+from hybriddist.runtime.channel_requests import ChannelRequests
+from hybriddist.runtime.channels import Channel
 from hybriddist.runtime.claims import References
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.context import enter
@@ -49,20 +51,18 @@ from hybriddist.runtime.receiver import Receiver, SpinPolicy
 from hybriddist.runtime.roster import Roster
 from hybriddist.runtime.signals import leave_to_main_thread
 from hybriddist.runtime.store import Store
-from hybriddist.runtime.waiting import wait_for_any, wait_ready
+from hybriddist.runtime.waiting import wait_for_any, wait_here, wait_ready
 from hybriddist.settings import Settings
+from hybriddist.shm.segment import end_handle
 
-# Plain numbers: looking up a member of an enumeration costs as much as a dictionary.
+if TYPE_CHECKING:
+    from hybriddist.runtime.alarm import SignalAlarm
+
+# A plain number: looking up a member of an enumeration costs as much as a dictionary.
 _FETCH = int(Mode.FETCH)
-_VALUE = int(Outcome.VALUE)
-
-_ROW = 1 << 16
-
-LOST = -1
-"""Outcome of a completion whose content is the exception to raise: the peer is gone."""
 
 
-class Process:
+class Process(Asking):
     """One member of a cluster.
 
     Args:
@@ -90,10 +90,11 @@ class Process:
         """Who manages this process on a higher floor: the driver's cluster."""
         self.guard = InterruptGuard(
             (
-                *(Peer._send_now, Peer.flush, Peer.on_ready, Peer.wait_for, wait_for_any, Receiver.serve),
-                *(end_lease, HolderBook._ring),  # finalisers: Python would ignore an interrupt that they raise
+                *(Peer._send_now, Peer.flush, Peer.on_ready, Peer.wait_for, wait_for_any, wait_here),
+                *(Channel.begin, Receiver.serve),
+                *(end_lease, end_handle, HolderBook._ring),  # finalisers: Python ignores what they raise
             ),
-            (call_in_user_code, handlers.perform, wait_ready),
+            (call_in_user_code, running.perform, wait_ready),
             ignore_unless_exposed=worker,
             also=self._interrupt_threads,
         )
@@ -105,6 +106,7 @@ class Process:
         self.store = Store(self.spawn)
         self.paths = Paths()
         self.references = References(self)
+        self.channels = ChannelRequests(self)
         self.links = links.Links(self)
         self.coroutines = Coroutines(self.spawn)
         self.peers: dict[int, Peer] = {}
@@ -117,11 +119,11 @@ class Process:
         self.addresses: list[str] = []
         """Where other processes of the cluster can connect to this one."""
         self.leaving = threading.Event()
-        self._ids = itertools.count(1)
-        self._rows = itertools.count(1)
-        """Each is a row of `_ROW` negative call ids, taken at once for the calls of one message."""
+        Asking.__init__(self)
         self.turns = itertools.count()
         """Whose turn it is when any worker will do."""
+        self.alarm: SignalAlarm | None = None
+        """On a worker whose main thread is the library's own."""
         self._lock = threading.Lock()
         self.is_copy = False
         """Whether this is a copy that user code has forked: no member of the cluster."""
@@ -141,77 +143,6 @@ class Process:
             self.wait(completion, peer)
         return self.value_of(completion, peer)
 
-    def start_call(
-        self, function: Any, peer: Peer, args: tuple[Any, ...], kwargs: dict[str, Any], mode: int, whence: int, id_: int
-    ) -> Completion:
-        """Send a `Call`; its completion ends with a `Result` in modes FETCH and WAIT, and never in the others.
-
-        Raises:
-            SerializeError: something cannot be pickled; nothing was sent.
-            ProcessExitedException: the process is gone.
-        """
-        try:
-            key = peer.function_key(function)
-            if not key:
-                body, buffers = self.encode((function, args, kwargs), peer.pid, payload.CALL_LABELS)
-            elif args or kwargs:
-                body, buffers = self.encode((args, kwargs), peer.pid, payload.ARGUMENTS_LABELS)
-            else:
-                body, buffers = b"", ()
-            call_id = next(self._ids)
-            completion = Completion()
-            if mode & ANSWERED:
-                peer.pending[call_id] = completion
-            try:
-                peer.send(new(Call, (call_id, mode, key, whence, id_, body, buffers)))
-            except BaseException:
-                peer.pending.pop(call_id, None)
-                raise
-        except TransportError:
-            raise self.links.gone(peer) from None
-        return completion
-
-    def start_each(
-        self, function: Any, peer: Peer, items: Sequence[tuple[Any, ...]], completions: Sequence[Completion]
-    ) -> None:
-        """Send several calls in one message. They run one after the other; each completion ends with a `Result`.
-
-        Raises:
-            SerializeError, ProcessExitedException: as `start_call`; nothing was sent.
-        """
-        try:
-            key = peer.function_key(function)
-            body, buffers = self.encode(items if key else (function, items), peer.pid)
-            count = len(items)
-            first = next(self._rows) * -_ROW
-            pending = peer.pending
-            for number, completion in enumerate(completions, first):
-                pending[number] = completion
-            try:
-                peer.send(new(Call, (first, Mode.EACH, key, 0, count, body, buffers)))
-            except BaseException:
-                for number in range(first, first + count):
-                    pending.pop(number, None)
-                raise
-        except TransportError:
-            raise self.links.gone(peer) from None
-
-    def start_request(self, peer: Peer, operation: int, rrid: RRID, body: tuple[Any, ...] | None = None) -> Completion:
-        """Ask the holder of a reference for an operation; its completion ends with a `Result`."""
-        encoded, buffers = self.encode(body, peer.pid) if body is not None else (b"", ())
-        call_id = next(self._ids)
-        completion = Completion()
-        peer.pending[call_id] = completion
-        try:
-            peer.send(Request(call_id, operation, rrid.whence, rrid.id, encoded, buffers))
-        except TransportError:
-            peer.pending.pop(call_id, None)
-            raise self.links.gone(peer) from None
-        except BaseException:
-            peer.pending.pop(call_id, None)
-            raise
-        return completion
-
     def wait(self, completion: Completion, peer: Peer | None = None, deadline: Deadline = NEVER) -> bool:
         """Wait for a completion: by receiving from ``peer`` on this thread, if nobody else does; whether it is done."""
         if peer is not None and self.guard.protects_this_thread() and (
@@ -229,27 +160,18 @@ class Process:
         self.receiver.about_to_block()
         return news.wait(deadline)
 
-    def value_of(self, completion: Completion, peer: Peer) -> Any:
-        """What a finished call or request brought: its value, or the exception raised here.
-
-        Raises:
-            RemoteException: the call raised there.
-            ProcessExitedException: the process is gone.
-            DeserializeError: the value cannot be unpickled here.
-        """
-        result = completion.content
-        if completion.outcome == _VALUE:
-            body = result.body
-            return payload.loads(body, result.buffers) if body else None
-        if completion.outcome == LOST:
-            raise result
-        raise RemoteException(peer.pid, captured_module.load(result.body, result.buffers))
+    def wait_here(self, completion: Completion, hot: Peer | None, deadline: Deadline) -> bool:
+        """Wait for what any peer or any thread of this process completes; ``hot``: the peer that is most likely to."""
+        if self.peers and self.guard.protects_this_thread():
+            return wait_here(self, completion, hot, self.spin_policy, deadline)
+        self.receiver.about_to_block()
+        return completion.wait(deadline)
 
     def call_here(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call to the own pid: on this thread, by reference; an error looks as if it came from elsewhere."""
         try:
             value = function(*args, **kwargs)
-            if handlers.is_coroutine(value):
+            if running.is_coroutine(value):
                 return self.coroutines.run(value)
             return value
         except KeyboardInterrupt:
@@ -260,21 +182,12 @@ class Process:
     def store_call_here(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rrid: RRID | None) -> None:
         """A call to the own pid on another thread; its end goes to the store, or on stderr where nobody asks."""
         self.start()
-        self.executor.submit(lambda: handlers.run_here(self, function, args, kwargs, rrid))
+        entry = None if rrid is None else self.store.peek(rrid)
+        self.executor.submit(partial(running.run_here, self, function, args, kwargs, rrid, entry))
 
     def new_rrid(self) -> RRID:
         """A reference id that was never used."""
         return RRID(self.pid, next(self._ids))
-
-    def encode(self, value: Any, pid: int, labels: Sequence[str] = ()) -> tuple[bytes, Any]:
-        """Pickle a value for process ``pid``; references inside are credited to it."""
-        references = self.references
-        if not references.encoding:
-            before = references.pickled
-            encoded = payload.dumps(value, labels)
-            if references.pickled == before:
-                return encoded
-        return references.encode(value, pid, labels)
 
     # ---- peers ------------------------------------------------------------------------------------------------
 

@@ -29,8 +29,8 @@ from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.poller import Source
 
 if TYPE_CHECKING:
-    from hybriddist.runtime.handlers import Each
     from hybriddist.runtime.process import Process
+    from hybriddist.runtime.running import Each, Errand
 
 _IDLE_TICKS = 40
 """Ticks (of 1.5 ms) without work after which the standby thread sleeps until it is woken."""
@@ -57,6 +57,8 @@ class Receiver:
         """Counts the calls that are done of a message with several; with `_serial` it tells whether all goes on."""
         self.each: Each | None = None
         """The message with several calls that the main thread is at."""
+        self.errand: Errand | None = None
+        """The call that the main thread is at."""
         self._blocking = False
         self._standing_in = False
         self._bell = allocate_lock()
@@ -138,6 +140,7 @@ class Receiver:
                 self._serial += 1
                 self._running = True
                 executor.run(work)
+                del work  # a call's arguments live no longer than the call
                 self._running = False
                 if self._standing_in:
                     self._poller.wake()  # the standby hands back

@@ -1,4 +1,4 @@
-"""The membership with a lock around it, and a way to wait for somebody's end.
+"""The membership with a lock around it, a way to wait for somebody's end, and what each said last of itself.
 
 `Membership` decides; several threads ask and tell it at once. Each question and each change here holds one lock for
 a few microseconds; nothing is called back under it.
@@ -19,10 +19,11 @@ from hybriddist.ids import DRIVER
 class Roster(Membership):
     """A `Membership` that threads may share."""
 
-    __slots__ = ("_changed",)
+    __slots__ = ("_changed", "_statuses")
 
     def __init__(self, my_pid: int = DRIVER) -> None:
         self._changed = Condition()
+        self._statuses: dict[int, bytes] = {}
         super().__init__(my_pid)
 
     def wait_gone(self, pid: int, seconds: float | None) -> bool:
@@ -34,6 +35,22 @@ class Roster(Membership):
         deadline = Deadline(seconds)
         with self._changed:
             return self._changed.wait_for(condition, deadline.remaining())
+
+    def set_status(self, pid: int, status: bytes) -> None:
+        """Process ``pid`` says how it is; the last word of each is kept, also of those that are gone."""
+        with self._changed:
+            self._statuses[pid] = status
+
+    def status(self, pid: int) -> bytes | None:
+        """What process ``pid`` said last; None: nothing.
+
+        Raises:
+            TypeError, NoSuchProcessError: there is no such process, and never was.
+        """
+        with self._changed:
+            if pid not in self._gone:
+                super().require(pid)
+            return self._statuses.get(pid)
 
     def allocate_pid(self) -> int:
         with self._changed:

@@ -131,7 +131,7 @@ def check_cookie(cookie: str) -> str:
 def _run(options: WorkerOptions, cookie: str, out: IO[str] | None) -> NoReturn:
     from hybriddist.runtime import worker
 
-    _set_up_streams(stderr_to_stdout=options.stderr_to_stdout)
+    set_up_streams(stderr_to_stdout=options.stderr_to_stdout)
     worker.run(options, cookie, out)
 
 
@@ -170,7 +170,7 @@ def _open_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDONLY if fd == 0 else os.O_WRONLY)  # the lowest number that is free: this one
 
 
-def _set_up_streams(*, stderr_to_stdout: bool) -> None:
+def set_up_streams(*, stderr_to_stdout: bool) -> None:
     """Have what calls print arrive line by line, as on a terminal, in the order in which it was printed."""
     stdout = sys.stdout
     if isinstance(stdout, io.TextIOWrapper):

@@ -70,6 +70,28 @@ class Store:
                 self._begin_to_doubt()
         return entry
 
+    def peek(self, rrid: tuple[int, int]) -> Completion | None:
+        """The entry of a reference, if there is one."""
+        return self._entries.get(rrid)  # type: ignore[call-overload,no-any-return]  # an RRID is a plain tuple to a dict
+
+    def made(self, rrid: RRID, content: Any) -> Completion:
+        """The entry of a channel, which has ``content`` unless somebody else was quicker."""
+        with self._lock:
+            entry = self.entry(rrid)
+            mine = _take(entry)
+        if mine:
+            entry.complete(Outcome.VALUE, content)
+        return entry
+
+    def cancel(self, rrid: RRID) -> bool:
+        """End a reference without a value, for everybody; False if it has one, or an error."""
+        with self._lock:
+            entry = self.entry(rrid)
+            mine = _take(entry)
+        if mine:
+            entry.complete(Outcome.CANCELLED, None)
+        return mine
+
     def complete(self, rrid: RRID, outcome: int, content: Any) -> None:
         """Set a reference's value, or its error, once.
 
@@ -94,11 +116,10 @@ class Store:
         if entry is not None and mine:
             entry.complete(outcome, content)
 
-    def created(self, rrid: RRID) -> None:
-        """A call that keeps its value under ``rrid`` has come; its sender holds the first claim."""
+    def created(self, rrid: RRID) -> Completion | None:
+        """A call that keeps its value under ``rrid`` has come; its sender holds the first claim. The entry for it."""
         with self._lock:
-            if not self._book.created(rrid):
-                self.entry(rrid)
+            return None if self._book.created(rrid) else self.entry(rrid)
 
     def change(self, changes: Iterable[tuple[int, int, int, int]]) -> None:
         """Apply (whence, id, edge, delta) changes; the entries that nobody claims any more go."""

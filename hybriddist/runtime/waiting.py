@@ -1,4 +1,4 @@
-"""Blocking until a peer has something to say: on one descriptor or on several, and from several peers at once.
+"""Blocking until a peer has something to say, or has room: on one descriptor or on several, of several peers at once.
 
 What this module does not know: what is received.
 """
@@ -6,25 +6,37 @@ What this module does not know: what is received.
 from __future__ import annotations
 
 import math
+import os
 import select
+from _thread import allocate_lock
 from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
+
+from hybriddist import limits
+from hybriddist.errors import HybridDistError
 
 if TYPE_CHECKING:
     from hybriddist.deadline import Deadline
     from hybriddist.runtime.completion import Completion
     from hybriddist.runtime.peer import Peer
+    from hybriddist.runtime.process import Process
     from hybriddist.runtime.receiver import SpinPolicy
 
 
 def wait_ready(poll: select.poll, peers: Sequence[Peer], deadline: Deadline) -> bool:  # exposed
     """Block until a descriptor is ready; False if the deadline came. Ctrl-C gets through: nothing is in hand here."""
+    longest = limits.SIGNAL_LOOK_SECONDS
     for peer in peers:
         wants_write = peer.lost is None and peer.transport.wants_write()
         poll.modify(peer.descriptor, select.POLLIN | select.POLLOUT if wants_write else select.POLLIN)
-    remaining = deadline.remaining()
-    return bool(poll.poll(None if remaining is None else math.ceil(min(remaining, 86400.0) * 1000)))
+    while True:
+        remaining = deadline.remaining()
+        seconds = longest if remaining is None else min(remaining, longest)
+        if poll.poll(math.ceil(seconds * 1000)):
+            return True
+        if remaining is not None and remaining <= seconds:
+            return False
 
 
 def wait_for_any(
@@ -87,3 +99,96 @@ def receive_blocking(peers: Sequence[Peer], poll: select.poll, completion: Compl
         for peer in peers:
             if peer.lost is None:
                 peer.take_bell()
+
+
+def wait_here(
+    process: Process, completion: Completion, hot: Peer | None, policy: SpinPolicy, deadline: Deadline
+) -> bool:  # shielded
+    """Wait for what a message of any peer, or another thread of this process, completes.
+
+    The thread receives meanwhile: first, for some microseconds, from the one peer that is likely to send what is
+    waited for; then it sleeps on all connections that nobody else receives from, and on a bell for other threads.
+
+    Args:
+        hot: that peer.
+    """
+    if hot is not None and hot.lost is None and hot.recv_lock.acquire(False):
+        try:
+            if not hot.looking:
+                hot.begin_looking()
+            seconds = policy.seconds()
+            if seconds:
+                policy.tell(hot.receive_for(seconds, completion))
+        except HybridDistError as error:
+            hot.lose(error)
+        finally:
+            hot.end_looking(completion.done)
+    if not completion.done:
+        process.receiver.about_to_block()
+        _sleep_on_all(process, completion, deadline)
+    if process.guard.pending:
+        process.guard.deliver()
+    return completion.done
+
+
+def _sleep_on_all(process: Process, completion: Completion, deadline: Deadline) -> None:
+    with Bell() as bell:
+        completion.add_callback(bell.ring)
+        while not completion.done and not deadline.expired():
+            peers = list(process.peers.values())
+            held = [peer for peer in peers if peer.lost is None and peer.recv_lock.acquire(False)]
+            try:
+                poll = select.poll()
+                poll.register(bell.descriptor, select.POLLIN)
+                for peer in held:
+                    if not peer.looking:
+                        peer.begin_looking()
+                    poll.register(peer.descriptor, select.POLLIN)
+                receive_blocking(held, poll, completion, deadline)
+            finally:
+                for peer in held:
+                    peer.end_looking(completion.done)
+
+
+class Bell:
+    """A descriptor that becomes readable when it is rung, once, from any thread."""
+
+    def __init__(self) -> None:
+        if hasattr(os, "eventfd"):
+            self.descriptor = self._rung = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        else:
+            self.descriptor, self._rung = os.pipe()
+        self._lock = allocate_lock()
+
+    def __enter__(self) -> Bell:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            for descriptor in {self.descriptor, self._rung}:
+                os.close(descriptor)
+            self._rung = -1  # who rings too late must not write to a number that is another file's by then
+
+    def ring(self, _: Completion) -> None:
+        """Wake who waits."""
+        with self._lock:
+            if self._rung >= 0:
+                os.write(self._rung, b"\1\0\0\0\0\0\0\0")
+
+
+def wait_for_room(peer: Peer) -> None:
+    """Write the rest. Large frames are not queued: the caller's arrays are read while it waits here."""
+    process, transport = peer.process, peer.transport
+    pause = 50e-6
+    process.receiver.held_up()
+    try:
+        while not peer.flush():
+            if transport.wants_write():
+                process.wait_writable(peer.descriptor, 0.05)
+            else:
+                process.pause(pause)  # the peer frees room at memory speed; a doorbell would cost more
+                pause = min(pause * 2, 1e-3)
+    except BaseException:
+        peer.copy_the_rest()  # interrupted: the message counts as sent, and the receiver thread writes the rest
+        peer.watch()
+        raise

@@ -21,9 +21,11 @@ from hybriddist import limits
 from hybriddist.deadline import Deadline
 from hybriddist.net.address import network_address
 from hybriddist.net.listener import TcpListener
+from hybriddist.runtime.alarm import SignalAlarm
 from hybriddist.runtime.context import become
 from hybriddist.runtime.folders import Seat
 from hybriddist.runtime.leash import take_stdin
+from hybriddist.runtime.lending import Borrower
 from hybriddist.runtime.options import WorkerOptions
 from hybriddist.runtime.process import Process
 from hybriddist.runtime.signals import take_as_usual
@@ -52,6 +54,9 @@ def run(options: WorkerOptions, cookie: str | None = None, out: IO[str] | None =
     process = Process(0, cookie=cookie, settings=settings, worker=True)
     become(process)
     process.guard.install()
+    process.alarm = alarm = SignalAlarm(process.guard)
+    process.poller.add(alarm.fileno(), alarm)
+    Borrower(process).install()
     tcp = TcpListener(
         options.bind_host or network_address(),
         options.bind_port or 9000 + os.getpid() % 1000,
@@ -64,8 +69,8 @@ def run(options: WorkerOptions, cookie: str | None = None, out: IO[str] | None =
         seat.take()
         process.links.listen(UnixListener(seat.socket_path))
         process.addresses.insert(0, f"unix:{seat.socket_path}")
-    process.on_driver_gone = lambda: _leave(1, seat)
-    process.spawn(lambda: _wait_for_driver(process, seat), "hybriddist-join")
+    process.on_driver_gone = lambda: leave(1, seat)
+    process.spawn(lambda: wait_for_driver(process, seat), "hybriddist-join")
     print(f"{ANNOUNCEMENT}{tcp.address.port}#{tcp.address.host}", file=out or sys.stdout, flush=True)
     process.receiver.serve()
     process.close(limits.POLITE_EXIT_SECONDS)
@@ -85,7 +90,8 @@ def read_line(fd: int) -> str:
     raise ValueError(f"the cookie on stdin is longer than {limits.MAX_COOKIE_CHARACTERS} characters")
 
 
-def _wait_for_driver(process: Process, seat: Seat | None) -> None:
+def wait_for_driver(process: Process, seat: Seat | None) -> None:
+    """On a thread of its own: leave if no driver comes in time."""
     seconds = process.settings.worker_timeout_seconds
     if not process.links.arrived.wait(Deadline(seconds)):
         try:
@@ -95,10 +101,10 @@ def _wait_for_driver(process: Process, seat: Seat | None) -> None:
                 flush=True,
             )
         finally:
-            _leave(1, seat)
+            leave(1, seat)
 
 
-def _leave(code: int, seat: Seat | None) -> NoReturn:
+def leave(code: int, seat: Seat | None) -> NoReturn:
     """Exit now, whatever state the process is in; nothing here may fail to end in the exit."""
     try:
         if seat is not None:

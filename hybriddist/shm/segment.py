@@ -273,6 +273,14 @@ def _full(size: int, error: OSError) -> SharedMemoryFull:
     return SharedMemoryFull(text)
 
 
+def end_handle(handle: SharedMemory) -> None:
+    """The finaliser of our handles. It must not be interrupted: Python ignores what finalisers raise."""
+    try:
+        handle.close()
+    except OSError:
+        pass  # closed already
+
+
 def prepare() -> None:
     """Import what it takes to create a segment, before a process is copied that would else do it in each copy."""
     _untracked()
@@ -291,6 +299,8 @@ def _untracked() -> type[SharedMemory]:
             def __init__(self, name: str, create: bool = False, size: int = 0) -> None:
                 super().__init__(name, create, size, track=False)
 
+            __del__ = end_handle
+
         return Untracked
 
     # Own copies of the two methods, whose global name `resource_tracker` means one that does nothing. Replacing the
@@ -305,5 +315,6 @@ def _untracked() -> type[SharedMemory]:
         {
             "__init__": FunctionType(init.__code__, names, "__init__", init.__defaults__),
             "unlink": FunctionType(unlink.__code__, names, "unlink", unlink.__defaults__),
+            "__del__": end_handle,
         },
     )

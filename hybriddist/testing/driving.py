@@ -132,8 +132,8 @@ def data(frame: Frame) -> tuple[bytes, list[bytes]]:
     return bytes(frame.head), [bytes(buffer) for buffer in frame.buffers]
 
 
-def is_readable(transport: Transport) -> bool:
-    """Whether the descriptor is readable now."""
+def is_readable(transport: Transport, seconds: float = 0.0) -> bool:
+    """Whether the descriptor is readable, now or within ``seconds``."""
     poller = select.poll()
     poller.register(transport.fileno(), select.POLLIN)
-    return bool(poller.poll(0))
+    return bool(poller.poll(seconds * 1000))

@@ -129,7 +129,6 @@ def test_a_module_as_an_argument(cluster: list[int]) -> None:
     assert hd.remotecall_fetch(lambda: json.dumps([2]), cluster[0]) == "[2]"
 
 
-@pytest.mark.xfail(reason="modules of the caller's own do not travel yet", raises=hd.RemoteException, strict=True)
 def test_a_module_of_the_callers_own_works_where_its_files_are_missing(
     project: types.ModuleType, cluster: list[int]
 ) -> None:
@@ -196,6 +195,125 @@ x.append(2)
 assert hd.remotecall_fetch(f, a) == [1, 2]
 assert hd.remotecall_fetch(lambda: sorted(vars(sys.modules['__main__']).keys() & {'x', 'f', 'unused'}), b) == ['f', 'x']
 unused.close()
+""",
+    )
+
+
+def test_globals_are_sent_again_only_when_they_have_changed(run_python: ScriptRunner, transport: str) -> None:
+    run(
+        run_python,
+        transport,
+        """
+pickled = 0
+class Counted:
+    def __init__(self, x): self.x = x
+    def __getstate__(self):
+        global pickled
+        pickled += 1
+        return self.__dict__
+def times(call, n=5):
+    global pickled
+    pickled = 0
+    return [call(i) for i in range(n)], pickled
+
+v = Counted(7)
+assert times(lambda i: hd.remotecall_fetch(lambda: v.x, a)) == ([7] * 5, 1)
+assert times(lambda i: hd.remotecall_fetch(lambda: v.x, b)) == ([7] * 5, 1)
+assert times(lambda i: hd.remotecall_fetch(lambda: (v.x, v.x, (lambda: v.x)()), a)) == ([(7, 7, 7)] * 5, 1)
+def change(i):
+    v.x = i
+    return hd.remotecall_fetch(lambda: v.x, a)
+assert times(change) == ([0, 1, 2, 3, 4], 5)
+def rebind(i):
+    global v
+    v = Counted(i % 2)  # from one to the other and back
+    return hd.remotecall_fetch(lambda: v.x, a)
+assert times(rebind) == ([0, 1, 0, 1, 0], 5)
+w = v
+assert times(lambda i: hd.remotecall_fetch(lambda: v is w, a)) == ([True] * 5, 1)
+assert hd.remotecall_eval("v is w", a)
+""",
+    )
+
+
+def test_lists_of_the_script_stay_on_the_worker_until_they_change_here(
+    run_python: ScriptRunner, transport: str
+) -> None:
+    run(
+        run_python,
+        transport,
+        """
+items = [1]
+def add():
+    items.append(0)
+    return len(items)
+assert [hd.remotecall_fetch(add, a) for _ in range(3)] == [2, 3, 4]
+assert hd.remotecall_fetch(add, b) == 2
+assert items == [1]
+items.append(2)
+assert [hd.remotecall_fetch(add, a) for _ in range(3)] == [3, 4, 5]
+""",
+    )
+
+
+def test_values_that_say_that_they_are_the_same_are_the_same(run_python: ScriptRunner, transport: str) -> None:
+    run(
+        run_python,
+        transport,
+        """
+class Tagged:
+    def __init__(self, tag, rest): self.tag, self.rest = tag, rest
+    def __hash__(self): return hash(self.tag)
+    def __eq__(self, other): return self.tag == other.tag
+t = Tagged(1, "old")
+def f(): return t.rest
+assert hd.remotecall_fetch(f, a) == "old"
+t.rest = "new"
+assert hd.remotecall_fetch(f, a) == "old"  # the hash says that nothing has changed
+t = Tagged(1, "new")
+assert hd.remotecall_fetch(f, a) == "new"  # another object
+t.tag = 2
+t.rest = "newer"
+assert hd.remotecall_fetch(f, a) == "newer"
+""",
+    )
+
+
+def test_cleared_names_and_values_of_other_workers(run_python: ScriptRunner, transport: str) -> None:
+    run(
+        run_python,
+        transport,
+        """
+x = [1]
+def f(): return x
+assert hd.remotecall_fetch(f, a) == [1]
+hd.clear("x")
+assert hd.remotecall_fetch(lambda: globals()["x"], a) is None and x == [1]
+x.append(2)
+assert hd.remotecall_fetch(f, a) == [1, 2]
+
+y = "of the driver"
+hd.everywhere("y = 'of the worker'", [a, b])
+assert hd.remotecall_eval("y", a) == "of the worker"
+assert hd.remotecall_fetch(lambda: y, a) == "of the driver"  # a function brings the caller's globals
+""",
+    )
+
+
+def test_a_changed_class_is_sent_again(run_python: ScriptRunner, transport: str) -> None:
+    run(
+        run_python,
+        transport,
+        """
+class C:
+    factor = 2
+    def times(self, x): return x * self.factor
+def f(x): return C().times(x)
+assert [hd.remotecall_fetch(f, a, 3) for _ in range(3)] == [6] * 3
+C.factor = 5
+assert [hd.remotecall_fetch(f, a, 3) for _ in range(3)] == [15] * 3
+C.times = lambda self, x: -x
+assert [hd.remotecall_fetch(f, a, 3) for _ in range(3)] == [-3] * 3
 """,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -45,6 +46,23 @@ def wait_for_another(path: str) -> Any:
     return future.fetch()
 
 
+def match(path: str) -> Any:
+    """In C code that looks for signals: a search that would take days."""
+    import pathlib
+    import re
+
+    pathlib.Path(path).touch()
+    return re.fullmatch("(a+)+b", "a" * 64)
+
+
+def loop(path: str) -> None:
+    import pathlib
+
+    pathlib.Path(path).touch()
+    while True:
+        pass
+
+
 @pytest.fixture
 def begin(tmp_path: Path) -> Callable[..., hd.Future]:
     """``begin(work, pid)``: start ``work`` there; returns when it is at it.
@@ -58,7 +76,7 @@ def begin(tmp_path: Path) -> Callable[..., hd.Future]:
         mark = tmp_path / f"{pid}-{len(list(tmp_path.iterdir()))}"
         call = hd.remotecall(work, pid, str(mark), *args)
         poll_for(mark.exists)
-        if work is not compute:
+        if work not in (compute, match, loop):
             poll_for(lambda: asleep(ospid))
         return call
 
@@ -81,7 +99,7 @@ def assert_interrupted(call: hd.Future, pid: int) -> None:
     assert isinstance(info.value.__cause__, KeyboardInterrupt)
 
 
-@pytest.mark.parametrize("work", [sleep, compute, wait_for_another])
+@pytest.mark.parametrize("work", [sleep, compute, wait_for_another, match, loop])
 def test_a_busy_call_ends(cluster: list[int], begin: Begin, work: Any) -> None:
     pid = cluster[0]
     for _ in range(2):  # and the worker goes on
@@ -214,6 +232,28 @@ def test_calls_between_workers_are_not_broken(cluster: list[int], begin: Begin) 
     assert hd.remotecall_fetch(hd.myid, two) == two
 
 
+def sleep_through_a_signal() -> None:
+    """The signal is noted, but does not wake the main thread, as if it had come just before the sleep began."""
+
+    def strike() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        time.sleep(0.1)  # by then the main thread sleeps
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    threading.Thread(target=strike).start()
+    time.sleep(60)
+
+
+def test_a_signal_that_does_not_wake_the_sleeper(transport: str, cluster: list[int]) -> None:
+    if transport == "memory":
+        pytest.skip("workers inside this interpreter have no main thread")
+    asleep = hd.remotecall(sleep_through_a_signal, cluster[0])
+    with pytest.raises(hd.RemoteException) as caught:
+        asleep.fetch(timeout=10)
+    assert isinstance(caught.value.__cause__, KeyboardInterrupt)
+    assert hd.remotecall_fetch(abs, cluster[0], -3) == 3
+
+
 def nap_on_main_thread(seconds: float) -> bool:
     time.sleep(seconds)
     return threading.current_thread() is threading.main_thread()
@@ -245,6 +285,77 @@ def test_many_in_a_row_lose_nothing(cluster: list[int]) -> None:
     assert outcomes["value"] > 0
     assert poll_for(lambda: hd.remotecall_fetch(abs, pid, -7)) == 7
     assert hd.workers() == cluster
+
+
+def test_twice_in_a_row(cluster: list[int], begin: Begin) -> None:
+    """The second one finds the call ended, or ending, and strikes nothing else."""
+    pid = cluster[0]
+    for work in (sleep, loop, match):
+        call = begin(work, pid)
+        hd.interrupt(pid)
+        hd.interrupt(pid)
+        assert_interrupted(call, pid)
+        assert hd.remotecall_fetch(abs, pid, -7) == 7
+    assert hd.workers() == cluster
+
+
+class Reluctant(hd.LocalManager):
+    """Interrupts when all of its workers are being interrupted: never, if that is done one by one."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.together = threading.Barrier(n)
+        self.fails = False
+
+    def manage(self, pid: int, config: hd.WorkerConfig, op: str) -> None:
+        if op == "interrupt":
+            self.together.wait(10)
+            if self.fails:
+                raise LookupError(f"no way to {pid}")
+        super().manage(pid, config, op)
+
+
+def test_managers_are_asked_at_the_same_time(cluster: list[int], begin: Begin) -> None:
+    manager = Reluctant(2)
+    one, two = pids = hd.addprocs(manager)
+    try:
+        calls = {pid: begin(sleep, pid) for pid in pids}
+        hd.interrupt(pids)
+        for pid, call in calls.items():
+            assert_interrupted(call, pid)
+        manager.fails = True
+        with pytest.raises(hd.CompositeException, match="could not be interrupted") as info:
+            hd.interrupt(one, two)
+        assert [str(error) for error in info.value] == [f"no way to {one}", f"no way to {two}"]
+        manager.fails = False
+    finally:
+        hd.rmprocs(pids)
+
+
+def test_a_manager_that_does_not_come_back_is_named(cluster: list[int]) -> None:
+    from hybriddist.cluster import cluster_of
+    from hybriddist.managers.interrupting import interrupt_workers
+    from hybriddist.runtime.current import current
+
+    manager = Reluctant(2)
+    pids = hd.addprocs(manager)
+    try:
+        with pytest.raises(TimeoutError, match=rf"workers \[{pids[0]}\] did not interrupt them within 0\.05 s"):
+            interrupt_workers(cluster_of(current()), pids[:1], 0.05)
+        manager.together.abort()
+    finally:
+        hd.rmprocs(pids)
+
+
+def test_nobody_is_interrupted_if_one_of_them_is_unknown(cluster: list[int], begin: Begin) -> None:
+    call = begin(sleep, cluster[0])
+    with pytest.raises(hd.NoSuchProcessError):
+        hd.interrupt(cluster[0], 999)
+    hd.interrupt([])  # a list of nobody is not everybody
+    with pytest.raises(TimeoutError):
+        call.fetch(timeout=0.05)
+    hd.interrupt(cluster[0])
+    assert_interrupted(call, cluster[0])
 
 
 def test_whom_there_is_to_interrupt(cluster: list[int]) -> None:

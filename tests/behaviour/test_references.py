@@ -7,6 +7,7 @@ import gc
 import operator
 import pickle
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -143,6 +144,16 @@ def test_a_call_that_ctrl_c_cuts_short_holds_nothing(
             with pytest.raises(KeyboardInterrupt):
                 call(abs, cluster[0], -1)
         assert hd.remotecall_fetch(abs, cluster[0], -1) == 1
+
+
+def test_a_future_dropped_after_a_fetch_in_vain(cluster: list[int]) -> None:
+    """The release may overtake the request: the call still holds the worker up when both come."""
+    for _ in range(20):
+        future = hd.remotecall(time.sleep, cluster[0], 0.003)
+        for verb in (future.fetch, future.wait):
+            with pytest.raises(TimeoutError):
+                verb(timeout=0)
+        del future, verb
 
 
 def test_many_dropped_futures(cluster: list[int]) -> None:

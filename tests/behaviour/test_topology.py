@@ -6,10 +6,12 @@ import os
 import signal
 from typing import Any
 
+import numpy as np
 import pytest
 
 import hybriddist as hd
 from tests.behaviour.test_nested import connections
+from tests.helpers.polling import poll_for
 
 pytestmark = [pytest.mark.leaks_by_module, pytest.mark.usefixtures("no_workers")]
 
@@ -159,11 +161,123 @@ def test_master_worker_connects_no_workers(lazy: dict[str, bool], transport: str
 
 def test_custom_connects_those_that_name_each_other_at_once(transport: str) -> None:
     """Whatever ``lazy`` says: a topology of one's own is never lazy."""
-    named = Named({"a": ["b"], "b": [], "c": ["a", "d"]})
+    named = Named({"a": ["b"], "b": [], "c": ["a"]})
     a, b, c = hd.addprocs(named, topology="custom", transport=transport)
     assert {pid: sorted(links()[pid]) for pid in (a, b, c)} == {a: [1, b, c], b: [1, a], c: [1, a]}
-    (d,) = hd.addprocs(Named({"d": []}), topology="custom", transport=transport)
-    assert {pid: sorted(links()[pid]) for pid in (a, c, d)} == {a: [1, b, c], c: [1, a, d], d: [1, c]}
-    with pytest.raises(hd.RemoteException, match=f"peer {d} is not connected to {b}") as info:
+    (d,) = hd.addprocs(Named({"d": ["c", "a"]}), topology="custom", transport=transport)
+    assert {pid: sorted(links()[pid]) for pid in (a, c, d)} == {a: [1, b, c, d], c: [1, a, d], d: [1, a, c]}
+    with pytest.raises(hd.RemoteException, match=rf"peer {d} is not connected to {b}\. Topology: custom") as info:
         hd.remotecall_fetch(hd.remotecall_fetch, b, hd.myid, d)
     assert isinstance(info.value.__cause__, hd.TopologyError)
+
+
+def test_custom_by_parity(transport: str) -> None:
+    """Eight workers: the even ones know each other, and the odd ones; nobody knows both."""
+    names = {str(number): [str(other) for other in range(number % 2, number, 2)] for number in range(8)}
+    pids = hd.addprocs(Named(names), topology="custom", transport=transport)
+    family = {pid: [other for other in pids if other % 2 == pid % 2 and other != pid] for pid in pids}
+    assert links() == {pid: dict.fromkeys([1, *family[pid]], transport) for pid in pids}
+    for pid in pids:
+        answers = hd.remotecall_fetch(ask_everybody, pid, [other for other in pids if other != pid])
+        assert answers == {
+            other: other if other in family[pid] else f"peer {other} is not connected to {pid}. Topology: custom"
+            for other in pids
+            if other != pid
+        }
+
+
+def ask_everybody(pids: list[int]) -> dict[int, int | str]:
+    answers: dict[int, int | str] = {}
+    for pid in pids:
+        try:
+            answers[pid] = hd.remotecall_fetch(hd.myid, pid)
+        except hd.TopologyError as error:
+            answers[pid] = str(error).rpartition(":")[0]
+    return answers
+
+
+class Slowly(Named):
+    """The last of its workers comes when the others have been there for a while."""
+
+    def launch(self, params: Any, launched: Any, notify: Any) -> None:
+        names = dict(self.names)
+
+        def name_it() -> None:
+            launched[-1].ident, launched[-1].connect_idents = next(iter(names.items()))
+            names.pop(launched[-1].ident)
+            notify()
+            if len(names) == 1:
+                poll_for(lambda: len(hd.workers()) == len(self.names) - 1)
+
+        hd.LocalManager.launch(self, params, launched, name_it)
+
+
+def test_custom_waits_until_those_it_names_are_there(transport: str) -> None:
+    a, b, c = hd.addprocs(Slowly({"a": ["c"], "b": [], "c": []}), topology="custom", transport=transport)
+    assert links() == {a: {1: transport, c: transport}, b: {1: transport}, c: {1: transport, a: transport}}
+
+
+def test_custom_names_that_nobody_has() -> None:
+    """Whoever is to be connected with them cannot be what it should be; and so whoever waits for that one."""
+    named = Named({"a": [], "b": ["nobody", "a"], "c": ["b"], "d": ["a"]})
+    with pytest.raises(hd.CompositeException) as info:
+        hd.addprocs(named, topology="custom")
+    a, d = info.value.pids
+    assert [(type(error), error.stage) for error in info.value] == [(hd.LaunchError, "mesh")] * 2
+    assert [error.message for error in info.value] == [
+        f"worker {a + 1} is to be connected with 'nobody', and no worker has that ident (topology: custom)",
+        f"worker {a + 2} is to be connected with 'b', and no worker has that ident (topology: custom)",
+    ]
+    assert hd.workers() == [a, d]
+    assert links() == {a: {1: "shm", d: "shm"}, d: {1: "shm", a: "shm"}}
+
+
+# ---- counts of connections ------------------------------------------------------------------------------------------
+
+
+def count_ends() -> int:
+    """Ends of connections at workers."""
+    return sum(map(len, links().values()))
+
+
+def test_each_new_pair_adds_one_connection(transport: str) -> None:
+    pids = hd.addprocs(8, transport=transport)
+    assert count_ends() == 8  # with the driver
+    pairs = [(pids[0], pids[7]), (pids[7], pids[0]), (pids[3], pids[2]), (pids[2], pids[3]), (pids[2], pids[7])]
+    counts = []
+    for one, other in pairs:
+        for _ in range(2):
+            assert hd.remotecall_fetch(hd.remotecall_fetch, one, hd.myid, other) == other
+        counts.append(count_ends())
+    assert counts == [10, 10, 12, 12, 14]
+
+
+def test_a_full_mesh_of_eight(transport: str) -> None:
+    pids = hd.addprocs(8, transport=transport, lazy=False)
+    assert count_ends() == 64
+    assert links() == full_mesh(pids, transport)
+
+
+def test_master_worker_of_eight() -> None:
+    hd.addprocs(8, topology="master_worker")
+    assert count_ends() == 8
+
+
+def test_the_driver_listens_nowhere_and_a_worker_once(transport: str) -> None:
+    pids = hd.addprocs(2, transport=transport)
+
+    def listening() -> int:
+        import psutil
+
+        connections = psutil.Process().net_connections("tcp")
+        return sum(connection.status == psutil.CONN_LISTEN for connection in connections)
+
+    assert listening() == 0
+    assert [hd.remotecall_fetch(listening, pid) for pid in pids] == [1, 1]
+
+
+def test_the_first_words_of_a_fresh_pair_may_be_an_array(transport: str) -> None:
+    one, two = hd.addprocs(2, transport=transport)
+    array = np.arange(200_000.0)
+    there = hd.remotecall_fetch(lambda: hd.remotecall_fetch(np.negative, two, array), one)
+    assert np.array_equal(there, -array)

@@ -207,7 +207,9 @@ def test_as_the_installed_script(command_line: CommandLine, tmp_path: Path) -> N
 
 
 def test_ctrl_c_ends_the_script_and_its_workers(command_line: CommandLine) -> None:
-    code = "import hybriddist as hd, os, time\nprint(hd.remotecall_fetch(os.getpid, 2), flush=True)\ntime.sleep(60)\n"
+    # Not one long sleep: Python does not notice a signal that comes in the moment in which one begins.
+    code = "import hybriddist as hd, os, time\nprint(hd.remotecall_fetch(os.getpid, 2), flush=True)\n"
+    code += "while True: time.sleep(0.05)\n"
     with command_line.start("-p", "1", "-c", code) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -266,7 +266,7 @@ def test_a_snapshot_is_plain_data_and_says_all() -> None:
             return all(map(is_plain, value))
         if type(value) is dict:
             return all(map(is_plain, (*value, *value.values())))
-        return value is None or type(value) in (str, int, bool)
+        return value is None or type(value) in (str, int, bool, bytes)
 
     assert is_plain(driver.snapshot())
 

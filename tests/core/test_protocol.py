@@ -14,6 +14,7 @@ from hybriddist.core import protocol as module
 from hybriddist.core.handshake import Role
 from hybriddist.core.messages import (
     Call,
+    Cancel,
     Claims,
     Define,
     Forget,
@@ -37,11 +38,11 @@ EXAMPLES: dict[str, Message] = {
     type(message).__name__: message
     for message in (
         Call(7, 0, 0, 1, 3, b"body", [b"buffer"]), Result(7, 0, b"body", [b"buffer"]), Request(8, 3, 1, 4, b"body"),
-        Define(1, b"body"), Forget(1), Started(7), Claims([(1, 2, 3, -1)]), Join(b"fields"), Joined(b"fields"),
-        Identify(b"who"), Members(b"all"), Left(b"one"), Leave(), Heartbeat(),
+        Define(1, b"body"), Forget(1), Started(7), Cancel(7), Claims([(1, 2, 3, -1)]),
+        Join(b"fields"), Joined(b"fields"), Identify(b"who"), Members(b"all"), Left(b"one"), Leave(), Heartbeat(),
     )
 }  # fmt: skip
-DATA = "Call Result Request Define Forget Started Claims Heartbeat"
+DATA = "Call Result Request Define Forget Started Claims Cancel Heartbeat"
 
 # Written down a second time, by state and sender: what may be said, and what it leads to.
 ALLOWED: dict[tuple[str, str, str], str] = {

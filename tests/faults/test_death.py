@@ -302,14 +302,14 @@ def test_death_of_a_consumer_ends_a_blocked_send(workers: list[int]) -> None:
 
 
 def _is_blocked(thread: threading.Thread) -> bool:
-    """Whether a sending thread waits for room: it is at the same place, in `_wait_for_room`, for a while."""
+    """Whether a sending thread waits for room: it is at the same place, in `wait_for_room`, for a while."""
     for _ in range(20):
         frame = sys._current_frames().get(thread.ident or 0)
         names = set()
         while frame is not None:
             names.add(frame.f_code.co_name)
             frame = frame.f_back
-        if "_wait_for_room" not in names:
+        if "wait_for_room" not in names:
             return False
         time.sleep(0.005)
     return True

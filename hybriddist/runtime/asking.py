@@ -1,0 +1,197 @@
+"""What a process asks of others: its half of calls and requests, up to the value.
+
+What this module does not know: how a thread waits for the answer (``process.py``), and what is done there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hybriddist.core import captured as captured_module
+from hybriddist.core import payload
+from hybriddist.core.messages import ANSWERED, Call, Cancel, Define, Forget, Mode, Outcome, Request, new
+from hybriddist.errors import RemoteException, TransportError
+from hybriddist.ids import RRID
+from hybriddist.runtime.completion import Completion
+
+if TYPE_CHECKING:
+    from hybriddist.runtime.claims import References
+    from hybriddist.runtime.links import Links
+    from hybriddist.runtime.peer import Peer
+
+# Plain numbers: looking up a member of an enumeration costs as much as a dictionary.
+_VALUE = int(Outcome.VALUE)
+
+_ROW = 1 << 16
+
+LOST = -1
+"""Outcome of a completion whose content is the exception to raise: the peer is gone."""
+
+
+class Asking:
+    """The part of a `Process` that sends calls and requests."""
+
+    pid: int
+    references: References
+    links: Links
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(1)
+        self._rows = itertools.count(1)
+        """Each is a row of `_ROW` negative call ids, taken at once for the calls of one message."""
+
+    def start_call(
+        self, function: Any, peer: Peer, args: tuple[Any, ...], kwargs: dict[str, Any], mode: int, whence: int, id_: int
+    ) -> Completion:
+        """Send a `Call`; its completion ends with a `Result` in modes FETCH and WAIT, and never in the others.
+
+        Raises:
+            SerializeError: something cannot be pickled; nothing was sent.
+            ProcessExitedException: the process is gone.
+        """
+        try:
+            key = self.function_key(peer, function)
+            if not key:
+                body, buffers = self.encode((function, args, kwargs), peer.pid, payload.CALL_LABELS)
+            elif args or kwargs:
+                body, buffers = self.encode((args, kwargs), peer.pid, payload.ARGUMENTS_LABELS)
+            else:
+                body, buffers = b"", ()
+            call_id = next(self._ids)
+            completion = Completion()
+            if mode & ANSWERED:
+                peer.pending[call_id] = completion
+            try:
+                peer.send(new(Call, (call_id, mode, key, whence, id_, body, buffers)))
+            except BaseException:
+                peer.pending.pop(call_id, None)
+                raise
+        except TransportError:
+            raise self.links.gone(peer) from None
+        return completion
+
+    def start_each(
+        self, function: Any, peer: Peer, items: Sequence[tuple[Any, ...]], completions: Sequence[Completion]
+    ) -> None:
+        """Send several calls in one message. They run one after the other; each completion ends with a `Result`.
+
+        Raises:
+            SerializeError, ProcessExitedException: as `start_call`; nothing was sent.
+        """
+        try:
+            key = self.function_key(peer, function)
+            body, buffers = self.encode(items if key else (function, items), peer.pid)
+            count = len(items)
+            first = next(self._rows) * -_ROW
+            pending = peer.pending
+            for number, completion in enumerate(completions, first):
+                pending[number] = completion
+            try:
+                peer.send(new(Call, (first, Mode.EACH, key, 0, count, body, buffers)))
+            except BaseException:
+                for number in range(first, first + count):
+                    pending.pop(number, None)
+                raise
+        except TransportError:
+            raise self.links.gone(peer) from None
+
+    def function_key(self, peer: Peer, function: Any) -> int:
+        """The key by which a call may name ``function``, 0 if it has to carry it. Sends what has to go before."""
+        functions = peer.functions_out
+        with peer.functions_lock:
+            key, definition = functions.key_for(function)
+            if definition is not None:
+                peer.send(Define(key, *definition))
+            if functions.has_forgotten:
+                for old in functions.take_forgotten():
+                    peer.send(Forget(old))
+        return key
+
+    def start_request(
+        self, peer: Peer, operation: int, rrid: RRID, body: Any = b"", buffers: Any = (),
+        completion: Completion | None = None,
+    ) -> Completion:  # fmt: skip
+        """Ask the holder of a reference for an operation; its completion ends with a `Result`."""
+        call_id = next(self._ids)
+        if completion is None:
+            completion = Completion()
+        peer.pending[call_id] = completion
+        try:
+            peer.send(new(Request, (call_id, operation, rrid.whence, rrid.id, body, buffers)))
+        except TransportError:
+            peer.pending.pop(call_id, None)
+            raise self.links.gone(peer) from None
+        except BaseException:
+            peer.pending.pop(call_id, None)
+            raise
+        return completion
+
+    def cancel_call(self, peer: Peer, completion: Completion) -> bool:
+        """Tell the other side that a call or request need not be answered; False if it has been, or cannot be told.
+
+        What has not begun then ends with CANCELLED; whoever waits for it still has to wait for that.
+        """
+        return bool(self.cancel_calls(peer, (completion,)))
+
+    def cancel_calls(self, peer: Peer, completions: Iterable[Completion]) -> int:
+        """Likewise for several; how many the other side was told of."""
+        wanted = {id(completion) for completion in completions}
+        told = 0
+        try:
+            for call_id, pending in list(peer.pending.items()):
+                if id(pending) in wanted:
+                    peer.post(Cancel(call_id))
+                    told += 1
+        except TransportError:
+            pass  # it ends with the connection
+        return told
+
+    def abandon(self, peer: Peer, completion: Completion, error: BaseException) -> bool:
+        """End a request here: its answer is not wanted any more. False if it has come already."""
+        for call_id, pending in list(peer.pending.items()):
+            if pending is completion and peer.pending.pop(call_id, None) is not None:
+                completion.complete(LOST, error)
+                return True
+        return False
+
+    def value_of(self, completion: Completion, peer: Peer) -> Any:
+        """What a finished call or request brought: its value, or the exception raised here.
+
+        Raises:
+            RemoteException: the call raised there.
+            ProcessExitedException: the process is gone.
+            DeserializeError: the value cannot be unpickled here.
+        """
+        result = completion.content
+        if completion.outcome == _VALUE:
+            body = result.body
+            return payload.loads(body, result.buffers) if body else None
+        if completion.outcome == LOST:
+            raise result
+        if completion.outcome == Outcome.CANCELLED:
+            from concurrent.futures import CancelledError
+
+            raise CancelledError
+        raise RemoteException(peer.pid, captured_module.load(result.body, result.buffers))
+
+    def encode_item(self, value: Any, pid: int) -> tuple[bytes, Any, bool]:
+        """As `encode`; and whether there are references in it, as far as is known."""
+        references = self.references
+        if not references.encoding:
+            before = references.pickled
+            body, buffers = payload.dumps(value)
+            if references.pickled == before:
+                return body, buffers, False
+        return *references.encode(value, pid), True
+
+    def encode(self, value: Any, pid: int, labels: Sequence[str] = ()) -> tuple[bytes, Any]:
+        """Pickle a value for process ``pid``; references inside are credited to it."""
+        references = self.references
+        if not references.encoding:
+            before = references.pickled
+            encoded = payload.dumps(value, labels)
+            if references.pickled == before:
+                return encoded
+        return references.encode(value, pid, labels)

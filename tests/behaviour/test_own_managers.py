@@ -1,0 +1,242 @@
+"""Managers of a user's own: what they may get wrong, and what the cluster then does; further workers of a host."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+import hybriddist as hd
+from hybriddist.cluster import cluster_of
+from hybriddist.managers.cpus import usable_cpus
+from hybriddist.runtime.current import current
+from tests.helpers.polling import poll_for
+from tests.helpers.printed import Printed
+from tests.helpers.scripts import ROOT
+
+pytestmark = [pytest.mark.leaks_by_module, pytest.mark.usefixtures("no_workers")]
+
+
+class Plain(hd.ClusterManager):
+    """Starts ordinary workers, in the plainest way, and notes what it is asked for."""
+
+    def __init__(self, count: int = 1, **fields: Any) -> None:
+        self.count = count
+        self.fields = fields
+        self.asked: list[tuple[str, int]] = []
+
+    def launch(self, params: Mapping[str, Any], launched: list[hd.WorkerConfig], notify: Callable[[], None]) -> None:
+        for _ in range(self.count):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "hybriddist", "--worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+            assert process.stdin is not None
+            process.stdin.write(hd.cluster_cookie().encode() + b"\n")
+            config = hd.WorkerConfig()
+            config.io, config.userdata = process.stdout, process
+            for name, value in self.fields.items():
+                setattr(config, name, value)
+            launched.append(config)
+            notify()
+
+    def manage(self, pid: int, config: hd.WorkerConfig, op: str) -> None:
+        self.asked.append((op, pid))
+        if config.process is None and op == "finalize" and config.io is not None:
+            config.userdata.stdin.close()
+            config.userdata.wait(10)
+
+    def kill(self, pid: int, config: hd.WorkerConfig) -> None:
+        self.asked.append(("kill", pid))
+        config.userdata.kill()
+
+
+class Through(Plain):
+    """Connects by itself to workers that listen by themselves: through a tunnel, say."""
+
+    path_name = "tunnel"
+
+    def connect(self, pid: int, config: hd.WorkerConfig) -> Any:
+        _, _, address = config.io.readline().decode().partition("hybriddist_worker:")
+        port, _, host = address.strip().partition("#")
+        with socket.create_connection((host, int(port))) as connection:
+            return connection.makefile("rb"), connection.makefile("wb")
+
+
+def test_streams_to_a_worker_that_listens_by_itself() -> None:
+    """The driver's way is the manager's; the workers, who have no manager, meet by their addresses."""
+    manager = Through(2)
+    one, two = hd.addprocs(manager)
+    assert (hd.path_to(one), hd.path_to(two)) == ("tunnel", "tunnel")
+    assert hd.remotecall_fetch(hd.remotecall_fetch, two, hd.path_to, one, two) in ("shm", "tcp")
+    with Printed() as printed:
+        hd.remotecall_wait(print, one, "hello")
+        printed.wait_for(f"From worker {one}:\thello\n")
+    hd.rmprocs(one, two)
+    assert [op for op, pid in manager.asked if pid == one] == ["register", "deregister", "finalize"]
+
+
+def failure_of(manager: Plain) -> hd.LaunchError:
+    with pytest.raises(hd.CompositeException) as info:
+        hd.addprocs(manager)
+    (error,) = info.value
+    assert info.value.pids == []
+    assert hd.workers() == [1]
+    assert [op for op, _ in manager.asked] == ["kill", "deregister", "finalize"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (OSError("the tunnel is closed"), "the tunnel is closed"),
+        (SystemExit("no way"), "SystemExit"),
+        ("a string", r"must return \(reader, writer\) or None, not 'a string'"),
+        ((io.StringIO(), io.StringIO()), "the reader is a text file"),
+    ],
+    ids=["an error", "an exit", "no streams", "text streams"],
+)
+def test_connect_fails(result: Any, text: str) -> None:
+    class Failing(Plain):
+        def connect(self, pid: int, config: hd.WorkerConfig) -> Any:
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+    error = failure_of(Failing())
+    assert error.stage == "connect"
+    assert re.search(text, str(error))
+
+
+def test_connect_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker timeout ends it; streams that come too late are closed."""
+    go_on = threading.Event()
+    ours, theirs = socket.socketpair()
+
+    class Hanging(Plain):
+        def connect(self, pid: int, config: hd.WorkerConfig) -> Any:
+            go_on.wait(20)
+            with ours:
+                return ours.makefile("rb"), ours.makefile("wb")
+
+    monkeypatch.setenv("HYBRIDDIST_WORKER_TIMEOUT", "0.3")
+    with theirs:
+        error = failure_of(Hanging())
+        assert isinstance(error, hd.LaunchTimeout)
+        assert "gave no streams" in str(error)
+        go_on.set()
+        theirs.settimeout(10)
+        assert theirs.recv(1) == b""
+
+
+def test_what_cannot_travel_in_connect_at() -> None:
+    class Unpicklable(Through):
+        def connect(self, pid: int, config: hd.WorkerConfig) -> Any:
+            config.connect_at = threading.Lock()
+            return super().connect(pid, config)
+
+    assert "cannot pickle" in str(failure_of(Unpicklable()))
+
+
+def test_launch_raises_when_one_is_up() -> None:
+    """What came is set up, and stays; then the error is raised, with its pid."""
+
+    class HalfWay(Plain):
+        def launch(self, params: Any, launched: Any, notify: Any) -> None:
+            super().launch(params, launched, notify)
+            raise RuntimeError("no more machines")
+
+    with pytest.raises(hd.CompositeException) as info:
+        hd.addprocs(HalfWay(2))
+    assert isinstance(info.value.exceptions[0], hd.LaunchError)
+    assert "no more machines" in str(info.value)
+    pids = info.value.pids
+    assert len(pids) == 2
+    assert hd.workers() == pids
+    assert [hd.remotecall_fetch(hd.myid, pid) for pid in pids] == pids
+    hd.rmprocs(pids)
+
+
+# ---- further workers of a host ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3, "auto"])
+def test_count_is_of_all_through_one_config(count: Any) -> None:
+    manager = Plain(count=1)
+    manager.fields["count"] = count
+    pids = hd.addprocs(manager)
+    assert len(pids) == (usable_cpus() if count == "auto" else count)
+    assert hd.nodes() == [[1, *pids]]
+    assert [hd.remotecall_fetch(hd.myid, pid) for pid in pids] == pids
+    for pid, other in itertools.pairwise(pids):
+        assert hd.remotecall_fetch(hd.remotecall_fetch, other, hd.myid, pid) == pid
+    with Printed() as printed:
+        hd.remotecall_wait(print, pids[-1], "hello")
+        printed.wait_for(f"      From worker {pids[-1]}:\thello\n")
+    assert sorted(pid for op, pid in manager.asked if op == "register") == pids
+    hd.rmprocs(pids)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "many", True])
+def test_a_count_that_is_none(count: Any) -> None:
+    manager = Plain()
+    manager.fields["count"] = count
+    assert 'a number of workers from 1 up, or "auto"' in str(failure_of(manager))
+
+
+def test_further_workers_are_interrupted_and_killed_through_the_first(tmp_path: Any) -> None:
+    manager = Plain()
+    manager.fields["count"] = 2
+    first, further = hd.addprocs(manager)
+    mark = tmp_path / "mark"
+
+    def work(path: str) -> None:
+        import pathlib
+        import time
+
+        pathlib.Path(path).touch()
+        while True:
+            time.sleep(0.001)
+
+    call = hd.remotecall(work, further, str(mark))
+    poll_for(mark.exists)
+    hd.interrupt(further)
+    with pytest.raises(hd.RemoteException) as info:
+        call.fetch(timeout=20)
+    assert isinstance(info.value.__cause__, KeyboardInterrupt)
+    assert hd.remotecall_fetch(hd.myid, further) == further
+    cluster = cluster_of(current())
+    cluster.managers[further].kill(further, cluster.configs[further])
+    poll_for(lambda: hd.workers() == [first])
+
+
+def test_further_workers_leave_with_the_first() -> None:
+    manager = Plain()
+    manager.fields["count"] = 3
+    first, *_ = hd.addprocs(manager)
+    os.kill(hd.remotecall_fetch(os.getpid, first), signal.SIGKILL)
+    poll_for(lambda: hd.workers() == [1])
+
+
+def test_a_further_one_that_cannot_start_is_reported_and_the_first_stays() -> None:
+    manager = Plain()
+    manager.fields.update(count=2, exename=["/no/such/python"])
+    with pytest.raises(hd.CompositeException) as info:
+        hd.addprocs(manager)
+    assert "a further worker cannot be started" in str(info.value)
+    (pid,) = info.value.pids
+    assert hd.workers() == [pid]
+    assert hd.remotecall_fetch(hd.myid, pid) == pid

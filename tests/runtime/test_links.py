@@ -1,0 +1,75 @@
+"""Several that want the same connection at once."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+
+import pytest
+
+from hybriddist.errors import ConnectError
+from hybriddist.testing.clusters import _as, memory_cluster
+from hybriddist.transport import Transport
+from tests.helpers.polling import poll_for
+
+
+def test_a_failed_attempt_is_told_to_all_who_raced_and_to_nobody_later() -> None:
+    with memory_cluster(2) as cluster:
+        lower, higher = cluster.pids
+        worker = cluster.workers[higher]
+        opener = worker.paths.openers["memory"]
+        attempts: list[str] = []
+        go_on = threading.Event()
+
+        def refuse(where: str) -> Transport:
+            attempts.append(where)
+            go_on.wait(20)
+            raise ConnectError("nobody answers", "there")
+
+        worker.paths.openers["memory"] = refuse
+        failures: list[ConnectError] = []
+
+        def connect() -> None:
+            try:
+                worker.peer(lower)
+            except ConnectError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=partial(_as, worker, connect)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        poll_for(lambda: len(worker.links._connecting[lower]._waiters) == 3 if attempts else False)
+        go_on.set()
+        for thread in threads:
+            thread.join(20)
+        assert [(str(error), error.address) for error in failures] == [("nobody answers", "there")] * 4
+        assert len({id(error) for error in failures}) == 4  # each has a traceback of its own
+        assert attempts == [str(lower)]
+        worker.paths.openers["memory"] = opener
+        assert worker.peer(lower).pid == lower
+
+
+@pytest.mark.parametrize("rounds", [20])
+def test_those_who_race_share_one_connection(rounds: int) -> None:
+    for _ in range(rounds):
+        with memory_cluster(2) as cluster:
+            peers: list[object] = []
+            barrier = threading.Barrier(4)
+
+            def connect(
+                pid: int, other: int, barrier: threading.Barrier = barrier, peers: list[object] = peers
+            ) -> None:
+                barrier.wait(10)
+                peers.append((pid, cluster.workers[pid].peer(other)))
+
+            one, two = cluster.pids
+            pairs = [(one, two), (two, one)] * 2
+            threads = [
+                threading.Thread(target=_as, args=(cluster.workers[a], partial(connect, a, b))) for a, b in pairs
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(20)
+            assert len(peers) == 4
+            assert len(set(peers)) == 2  # one at each end
