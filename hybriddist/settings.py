@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from hybriddist import limits
+from hybriddist.records import Record
 
 
-class Settings(NamedTuple):
+class Settings(Record):
     """Settings of one process, in seconds."""
 
     worker_timeout_seconds: float = limits.WORKER_TIMEOUT_SECONDS

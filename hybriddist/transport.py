@@ -31,12 +31,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+
+from hybriddist.records import Record
 
 Buffer = bytes | bytearray | memoryview
 
 
-class Frame(NamedTuple):
+class Frame(Record):
     """What travels: ``head`` (message header and pickle) and the out-of-band ``buffers`` it refers to, in order."""
 
     head: bytes | memoryview

@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hybriddist"
 
 FLOORS = [
-    {"errors", "limits", "deadline", "ids", "settings"},
+    {"errors", "limits", "deadline", "ids", "records", "settings"},
     {"core"},
     {"transport", "memory", "greeting"},
     {"shm", "net"},

@@ -11,7 +11,9 @@ import functools
 import sys
 import types
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+from hybriddist.records import Record
 
 MAIN_MODULES: Final = frozenset({"__main__", "__mp_main__"})
 """The caller's script, also as `multiprocessing` names it in its children: every process has another one."""
@@ -25,7 +27,7 @@ _OF_THE_MODULE_ITSELF: Final = frozenset(
 """Names that each module has for itself; the sender's value would be wrong in the receiver's."""
 
 
-class Usage(NamedTuple):
+class Usage(Record):
     """The names that a code object and the functions defined in it refer to."""
 
     globals: tuple[str, ...]

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from hybriddist import limits
 from hybriddist.core import payload
 from hybriddist.errors import CompositeException, DeserializeError, HybridDistError, RemoteException, SerializeError
+from hybriddist.records import Record
 
 _MOST_PARTS: Final = 100
 """Exceptions linked to one: causes, contexts, members of groups. More only come from loops that chain for ever."""
@@ -45,7 +46,7 @@ class StandIn(HybridDistError):
 # ---- taking apart -----------------------------------------------------------------------------------------------
 
 
-class _Part(NamedTuple):
+class _Part(Record):
     """One exception of a chain or group. Plain values only, so that it can be read whatever is in ``body``."""
 
     body: bytes | None

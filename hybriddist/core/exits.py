@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal as signals
-from typing import NamedTuple
 
 from hybriddist.errors import ProcessExitedException
+from hybriddist.records import Record
 
 
-class ExitReason(NamedTuple):
+class ExitReason(Record):
     """The end of a process.
 
     Attributes:

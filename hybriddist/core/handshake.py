@@ -41,7 +41,7 @@ from collections.abc import Callable
 from enum import Enum
 from hashlib import sha256
 from struct import Struct
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NoReturn
 
 from hybriddist.errors import (
     AuthenticationError,
@@ -50,6 +50,7 @@ from hybriddist.errors import (
     RemoteProtocolError,
     VersionMismatchError,
 )
+from hybriddist.records import Record
 
 PROTOCOL_VERSION: Final = 2
 """Raised with every change of what travels: handshake, path choice, frames or messages."""
@@ -222,7 +223,7 @@ class Handshake:
         return hmac.digest(self._key, b"hybriddist proof " + prover.value + connector + acceptor, "sha256")
 
 
-class _Row(NamedTuple):
+class _Row(Record):
     """One step: how many bytes it takes, what is done with them, what comes then, what an early end means."""
 
     size: int

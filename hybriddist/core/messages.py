@@ -18,9 +18,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any, ClassVar, Final, NamedTuple, Self
+from typing import Any, ClassVar, Final, Self
 
 from hybriddist.errors import RemoteProtocolError
+from hybriddist.records import Record
 from hybriddist.transport import Buffer, Frame
 
 # Every call passes through here: methods bound once.
@@ -106,7 +107,7 @@ MAY_CREATE: Final = 0x40
 """Added to a `ChannelOperation`."""
 
 
-class Call(NamedTuple):
+class Call(Record):
     """Run a function. Answered by a `Result` with the same ``call_id``, except in modes STORE and DO.
 
     ``function_key``: 0, then the body is the pickle of ``(function, args, kwargs)``; else the key of an earlier
@@ -137,7 +138,7 @@ class Call(NamedTuple):
         return call
 
 
-class Result(NamedTuple):
+class Result(Record):
     """The end of a `Call` or a `Request`."""
 
     call_id: int
@@ -157,7 +158,7 @@ class Result(NamedTuple):
         return result
 
 
-class Request(NamedTuple):
+class Request(Record):
     """An operation on a reference, sent to the process that holds it. Answered by a `Result`."""
 
     call_id: int
@@ -177,7 +178,7 @@ class Request(NamedTuple):
         return Request(call_id, operation, whence, id_, head[32:], buffers)
 
 
-class Define(NamedTuple):
+class Define(Record):
     """The function that later calls on this connection name by ``key`` (1 and above). The body is its pickle."""
 
     key: int
@@ -193,7 +194,7 @@ class Define(NamedTuple):
         return Define(_SHORT.unpack_from(head)[3], head[8:], buffers)
 
 
-class Forget(NamedTuple):
+class Forget(Record):
     """The function of ``key`` will not be called any more."""
 
     key: int
@@ -206,7 +207,7 @@ class Forget(NamedTuple):
         return Forget(_RESULT.unpack_from(frame.head)[4])
 
 
-class Started(NamedTuple):
+class Started(Record):
     """A call of a message with several (mode EACH) begins out of its turn."""
 
     call_id: int
@@ -219,7 +220,7 @@ class Started(NamedTuple):
         return Started(_RESULT.unpack_from(frame.head)[4])
 
 
-class Cancel(NamedTuple):
+class Cancel(Record):
     """The sender wants no answer to its call or request any more.
 
     If it has not begun it is dropped, if it runs it is interrupted, if it waits it is withdrawn; the answer then is
@@ -236,7 +237,7 @@ class Cancel(NamedTuple):
         return Cancel(_RESULT.unpack_from(frame.head)[4])
 
 
-class Claims(NamedTuple):
+class Claims(Record):
     """Changes of who holds references of the receiving process.
 
     ``changes``: tuples (whence, id, edge, delta): ``delta`` more claims on the reference, on that edge from a giver to
@@ -258,7 +259,7 @@ class Claims(NamedTuple):
         return Claims([(whence, id_, edge, delta) for whence, id_, edge, delta in _CHANGE.iter_unpack(body)])
 
 
-class _Content(NamedTuple):
+class _Content(Record):
     body: Buffer = b""
     buffers: Sequence[Buffer] = ()
 

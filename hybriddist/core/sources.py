@@ -14,12 +14,14 @@ import os
 import sys
 import types
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+from hybriddist.records import Record
 
 _PACKAGE_FOLDERS: Final = frozenset({"site-packages", "dist-packages"})
 
 
-class ModuleSource(NamedTuple):
+class ModuleSource(Record):
     """A module, ready to travel."""
 
     name: str

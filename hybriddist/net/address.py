@@ -15,7 +15,9 @@ What this module does not know: sockets, names (nothing is looked up), users bef
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+from hybriddist.records import Record
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
@@ -24,7 +26,7 @@ LOOPBACK: Final = "127.0.0.1"
 MAX_PORT: Final = 65535
 
 
-class Address(NamedTuple):
+class Address(Record):
     """A host (a name, or an IPv4 or IPv6 address without brackets) and a port. ``str()`` gives what `parse` takes."""
 
     host: str
@@ -50,7 +52,7 @@ class Address(NamedTuple):
         return cls(host, port)
 
 
-class BindTo(NamedTuple):
+class BindTo(Record):
     """Where a listener is wanted: ``port`` 0 means any free one, ``is_hint`` that the next free one will do as well."""
 
     host: str = LOOPBACK

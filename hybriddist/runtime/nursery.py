@@ -32,10 +32,11 @@ from hybriddist.runtime.options import WorkerOptions
 from hybriddist.runtime.signals import leave_to_main_thread
 
 _COMMAND: Final = (
-    "import sys; sys.path[:] = sys.argv[4:]; "
+    "import gc, sys; gc.disable(); sys.path[:] = sys.argv[4:]; "
     "from hybriddist.runtime.template import main; main(int(sys.argv[1]), *sys.argv[2:4])"
 )
-"""``sys.path`` first: not even the standard library is looked up in the current directory."""
+"""No collections while it imports, which take a twentieth of that time. ``sys.path`` first: not even the standard
+library is looked up in the current directory."""
 
 DEFAULT_RUNNER: Final = "hybriddist.runtime.worker:run"
 

@@ -30,8 +30,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NoReturn
 
+from hybriddist.records import Record
 from hybriddist.runtime import control, folders
 from hybriddist.runtime.options import WorkerOptions
 from hybriddist.shm import segment
@@ -47,7 +48,7 @@ GRACE_SECONDS: Final = 1.0
 """After the driver's end, before workers that are still there are killed; their own leash needs milliseconds."""
 
 
-class _Birth(NamedTuple):
+class _Birth(Record):
     """What the copy that has just been forked needs in order to become a worker."""
 
     options: dict[str, Any]

@@ -29,13 +29,14 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from os import getpid
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NoReturn
 
 from hybriddist import limits
 from hybriddist.core.frames import FrameDecoder, encode, encode_start
 from hybriddist.core.lease import Lessor
 from hybriddist.deadline import Deadline
 from hybriddist.errors import LocalProtocolError, RemoteProtocolError, TransportBroken, TransportClosed
+from hybriddist.records import Record
 from hybriddist.shm.arena import Arena, ArenaReader
 from hybriddist.shm.doorbell import Doorbell
 from hybriddist.shm.ring import Consumer, Producer
@@ -53,7 +54,7 @@ _ATTACH_SECONDS: Final = 0.25
 a peer that does not read has to take care of them itself, when it reads or ends."""
 
 
-class Direction(NamedTuple):
+class Direction(Record):
     """The memory of one direction of a connection."""
 
     ring: memoryview
