@@ -1,8 +1,9 @@
-"""Tuples with named fields, as `typing.NamedTuple` makes them, for a tenth of its time.
+"""Tuples with named fields, as `typing.NamedTuple` makes them, but cheaper to define.
 
-`NamedTuple` compiles code for each class: 1.07 million instructions of the processor, measured. A worker's start makes
-twenty such classes, a tenth of all that it does until it can be forked. These differ in one thing: what is called with
-keywords, or without a default, is sorted out by Python code at each call. The hot messages are made by `tuple.__new__`.
+`NamedTuple` compiles code for each class: about a million instructions of the processor, counted with callgrind. A
+worker's start defines some twenty of them; with these it takes 13 million instructions less, of 198. They differ in one
+thing: what is called with keywords, or without a default, is sorted out by Python code at each call. The hot messages
+are made by `tuple.__new__`.
 
 Type checkers see `NamedTuple` itself.
 """
