@@ -10,8 +10,8 @@ and nowhere else. Results are noted by whichever thread receives them and handle
 A worker that gets its next item only after the last result has come idles for a round trip; with items of
 microseconds that is most of the time. So a worker's window, the number of items under way to it, grows to what fits
 in 2 ms, and stays 1 for anything slower: a slow item never holds back another that a free worker could take. What a
-window has room for goes in one message; the worker answers item by item. It runs them in order, and says so when it
-starts one out of order, so when a worker dies it is known which item it was at, and which never began.
+window has room for goes in one message; the worker answers item by item. It says so when it begins one while an older
+one has no result, so when a worker dies it is known which items had begun, and which never did.
 
 A worker that calls `pmap` takes its share too: one item at a time, on another thread, while this one waits.
 
@@ -333,8 +333,9 @@ class _Map:
         under_way = lane.under_way
         outcome = item.outcome
         if outcome == LOST and lane.victim is None:
-            # The results that came before the death have been handled: the oldest item left is the one it was at.
-            lane.victim = under_way[0]
+            # What came before the death has been handled. Of what is left and is not said to have begun, the worker was
+            # at the oldest, if at any (see `running.Each`).
+            lane.victim = next((other for other in under_way if not other.started), item)
         if under_way[0] is item:
             under_way.popleft()
         else:

@@ -208,7 +208,7 @@ class Forget(Record):
 
 
 class Started(Record):
-    """A call of a message with several (mode EACH) begins out of its turn."""
+    """A call of a message with several (mode EACH) begins, and is not the oldest without a result."""
 
     call_id: int
 

@@ -194,24 +194,41 @@ class Cluster:
         if peer is not None:
             peer.lose(TransportError(reason.text))
 
+    def abandon(self, pid: int, reason: ExitReason) -> None:
+        """A worker whose launch has failed: it is killed, whatever it is at, and finished."""
+        # Taken first: the end of its connection, which comes of `drop`, would have it finished before it is killed.
+        config, manager = self._take(pid)
+        self.drop(pid, reason)
+        if config is not None and manager is not None:
+            self._finish(pid, config, manager, kill=True)
+
     def finish(self, pid: int) -> None:
         """The last words about a worker that is gone. Idempotent."""
-        config, manager = self.configs.pop(pid, None), self.managers.pop(pid, None)
-        if config is None or manager is None:
-            return
-        try:
-            if isinstance(config.process, Child) and config.process.exit_status is None:
-                manager.kill(pid, config)  # its connection is gone: it is of no use to anybody
-            manager.manage(pid, config, "deregister")
-            manager.manage(pid, config, "finalize")
-            self._close_output(config)
-        finally:
-            end = self._ends.get(pid)
-            if end is not None:
-                reason = self.process.membership.why_gone(pid) or ExitReason.lost()
-                self.events.exited(pid, reason.text, self.process.spawn, self.callback_seconds)
-                end.complete(0, None)
-                del self._ends[pid]  # not before: who finds none need not wait
+        config, manager = self._take(pid)
+        if config is not None and manager is not None:
+            # Its connection is gone: if it still runs, it is of no use to anybody.
+            runs = isinstance(config.process, Child) and config.process.exit_status is None
+            self._finish(pid, config, manager, kill=runs)
+
+    def _take(self, pid: int) -> tuple[WorkerConfig | None, ClusterManager | None]:
+        return self.configs.pop(pid, None), self.managers.pop(pid, None)
+
+    def _finish(self, pid: int, config: WorkerConfig, manager: ClusterManager, *, kill: bool) -> None:
+        with contextlib.ExitStack() as stack:  # from the last to the first; each is done, whatever the others do
+            stack.callback(self._tell_of_end, pid)
+            stack.callback(self._close_output, config)
+            stack.callback(manager.manage, pid, config, "finalize")
+            stack.callback(manager.manage, pid, config, "deregister")
+            if kill:
+                stack.callback(manager.kill, pid, config)
+
+    def _tell_of_end(self, pid: int) -> None:
+        end = self._ends.get(pid)
+        if end is not None:
+            reason = self.process.membership.why_gone(pid) or ExitReason.lost()
+            self.events.exited(pid, reason.text, self.process.spawn, self.callback_seconds)
+            end.complete(0, None)
+            del self._ends[pid]  # not before: who finds none need not wait
 
     @property
     def callback_seconds(self) -> float:

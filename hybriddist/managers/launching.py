@@ -141,7 +141,7 @@ class Launch:
             with self._changed:
                 self._begun = index + 1
                 pid = self._register(config, self._manager)
-            self._spawn(partial(self._bring_in, pid, config, index), pid, config, index)
+            self._spawn(partial(self._bring_in, pid, config, index), pid, index)
 
     def _register(self, config: WorkerConfig, manager: ClusterManager) -> int:
         """A worker is on its way: give it a pid. The caller holds the lock."""
@@ -152,11 +152,11 @@ class Launch:
         self._cluster.managers[pid] = manager
         return pid
 
-    def _spawn(self, target: Callable[[], None], pid: int, config: WorkerConfig, index: int) -> None:
+    def _spawn(self, target: Callable[[], None], pid: int, index: int) -> None:
         try:
             self._cluster.process.spawn(target, f"hybriddist-launch-{pid}")
         except RuntimeError as error:  # the system allows no more threads
-            self._settle(pid, config, index, LaunchError(f"the driver cannot take in more workers: {error}"))
+            self._settle(pid, index, LaunchError(f"the driver cannot take in more workers: {error}"))
 
     # ---- one worker's way into the cluster, on a thread of its own ----------------------------------------------
 
@@ -167,9 +167,9 @@ class Launch:
             self._connect_and_join(pid, config, stage)
             self._bring_in_further(pid, config, index)
         except BaseException as error:
-            self._settle(pid, config, index, _launch_error(_as_exception(error), name, stage[-1]))
+            self._settle(pid, index, _launch_error(_as_exception(error), name, stage[-1]))
         else:
-            self._settle(pid, config, index, None)
+            self._settle(pid, index, None)
 
     def _connect_and_join(self, pid: int, config: WorkerConfig, stage: list[str]) -> None:
         """Append each stage to ``stage`` when it begins."""
@@ -231,12 +231,12 @@ class Launch:
             where = started[pid]
             self._hosts[pid] = another.host or "localhost"
             if isinstance(where, Exception):
-                self._settle(pid, another, index, _launch_error(where, self._hosts[pid], "announce"))
+                self._settle(pid, index, _launch_error(where, self._hosts[pid], "announce"))
             else:
                 another.host, another.port, another.ospid = where
-                self._spawn(partial(self._bring_in, pid, another, index), pid, another, index)
+                self._spawn(partial(self._bring_in, pid, another, index), pid, index)
 
-    def _settle(self, pid: int, config: WorkerConfig, index: int, failure: Exception | None) -> None:
+    def _settle(self, pid: int, index: int, failure: Exception | None) -> None:
         """The end of a worker's way: it is a member, or it is ended."""
         with self._changed:
             if failure is None and not self._given_up:
@@ -245,9 +245,7 @@ class Launch:
                 self._changed.notify_all()
                 return
         try:
-            self._cluster.drop(pid, ExitReason("it was never started"))
-            self._cluster.managers.get(pid, self._manager).kill(pid, config)
-            self._cluster.finish(pid)
+            self._cluster.abandon(pid, ExitReason("it was never started"))
         except BaseException as problem:
             if failure is not None:
                 failure.add_note(f"ending it failed too: {problem}")

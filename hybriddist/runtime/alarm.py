@@ -6,7 +6,7 @@ when that call ends: an interrupt in the very moment in which a call begins to w
 also writes a byte into a descriptor, at once::
 
     SIGINT ─► noted ──────────────────────► handled between two bytecodes of the main thread
-                └─► byte ─► whoever polls ─► a helper thread, 20 ms later: handled? ──no──► the signal again
+                └─► byte ─► whoever polls ─► a helper thread, 20 ms later: handled? ──no──► it knocks
 
 For a worker, whose main thread is the library's own. A program's main thread is not: other libraries use that
 descriptor.
@@ -23,10 +23,13 @@ from _thread import start_new_thread
 from time import sleep
 from typing import TYPE_CHECKING, Final
 
+from hybriddist.runtime.interrupts import KNOCK
 from hybriddist.runtime.signals import leave_to_main_thread
 
 if TYPE_CHECKING:
     from hybriddist.runtime.interrupts import InterruptGuard
+
+_OURS: Final = frozenset({signal.SIGINT, KNOCK})
 
 _FIRST_LOOK_SECONDS: Final = 0.02
 _TRIES: Final = 8
@@ -37,7 +40,7 @@ class SignalAlarm:
     """Watches over the signals of one guard. Made on the main thread; a source for the poller.
 
     Args:
-        guard: whose handler is to see SIGINT.
+        guard: whose handlers are to see them.
     """
 
     def __init__(self, guard: InterruptGuard) -> None:
@@ -70,18 +73,18 @@ class SignalAlarm:
         try:
             for _ in range(_TRIES):
                 sleep(pause)
-                self._drain()  # also the bytes of our own repetitions
+                self._drain()  # also the bytes of our own knocking
                 if guard.noticed or not guard.is_installed() or sys.is_finalizing():
                     guard.noticed = False
                     return
-                signal.pthread_kill(guard.main, signal.SIGINT)
+                signal.pthread_kill(guard.main, KNOCK)
                 pause *= 2
         finally:
             self._looking = False
 
     def _drain(self) -> bool:
-        """Take the bytes off; whether a SIGINT was among them (each is the number of a signal)."""
+        """Take the bytes off; whether a signal of ours was among them (each is the number of one)."""
         try:
-            return signal.SIGINT in os.read(self._reading, 4096)
+            return not _OURS.isdisjoint(os.read(self._reading, 4096))
         except BlockingIOError:
             return False

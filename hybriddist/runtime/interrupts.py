@@ -11,8 +11,12 @@ it knows::
 
 This costs nothing while no signal comes: no flag is set on the fast path, only `pending` is looked at on leaving. A
 signal that strikes after that look, on the last steps of a shielded function, would be forgotten (one in a hundred,
-when a call is interrupted just as it begins to wait). So while one is pending a helper thread repeats the signal every
-few milliseconds. What was meant for one call is not delivered to the next: the exposed frame is remembered.
+when a call is interrupted just as it begins to wait). So while one is pending a helper thread knocks every few
+milliseconds. What was meant for one call is not delivered to the next: the exposed frame is remembered.
+
+A knock is another signal, `KNOCK`. If it were SIGINT again, one that is handled late, after the interrupt it was sent
+for has been delivered, could not be told from a new Ctrl-C. (It happened under load; Go knocks with the same signal,
+since nobody minds one too many.)
 
 What this module does not know: which functions those are (the caller names them) and what a process does with an
 interrupt nobody is there for.
@@ -31,7 +35,10 @@ from time import sleep
 from types import CodeType, FrameType
 from typing import Any, Final
 
-_REPEAT_SECONDS: Final = 0.003
+KNOCK: Final = signal.SIGURG
+"""Asks the main thread to look whether something is to be delivered; does nothing if not."""
+
+_KNOCK_SECONDS: Final = 0.003
 
 
 class InterruptGuard:
@@ -57,14 +64,13 @@ class InterruptGuard:
         self._ignore_unless_exposed = ignore_unless_exposed
         self._also = also
         self._previous: Any = None
+        self._previous_knock: Any = signal.SIG_DFL
         self.main = threading.main_thread().ident or 0
         self.noticed = False
-        """Set whenever the handler runs; for whoever wants to know (``alarm.py``)."""
+        """Set whenever a handler runs; for whoever wants to know (``alarm.py``)."""
         self.pending = False
         self._struck: FrameType | None = None
         """The exposed frame that is meant by the pending interrupt; None on a driver, where it is the whole program."""
-        self._repeated = False
-        """The next signal is the helper thread's."""
         self._telling_others = False
         self._victims: deque[Callable[[], bool]] = deque()
 
@@ -80,6 +86,7 @@ class InterruptGuard:
         self._previous = current if callable(current) else signal.default_int_handler
         if self._ignore_unless_exposed:
             self._previous = signal.default_int_handler
+        self._previous_knock = signal.signal(KNOCK, self._on_knock)
         signal.signal(signal.SIGINT, self._on_signal)
         return True
 
@@ -91,6 +98,7 @@ class InterruptGuard:
         """Give SIGINT back, if it is still ours and this is the main thread."""
         if threading.get_ident() == self.main and self.is_installed():
             signal.signal(signal.SIGINT, self._previous)
+            signal.signal(KNOCK, self._previous_knock)
 
     def protects_this_thread(self) -> bool:
         """Whether a shielded function is safe here: off the main thread always, on it while SIGINT is ours."""
@@ -115,31 +123,42 @@ class InterruptGuard:
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.noticed = True
-        if self._victims:
-            self._on_strike(frame)
-            return
-        repeated, self._repeated = self._repeated, False
-        if repeated and (not self.pending or self._is_obsolete(frame)):
-            self._forget()
-            return
+        struck = None
         if self._ignore_unless_exposed:
-            if not repeated:
-                self._tell_others()
-            if self._exposed_frame(frame) is None:
+            self._tell_others()
+            struck = self._exposed_frame(frame)
+            if struck is None:
                 return
+        self._interrupt(struck, frame)
+
+    def _interrupt(self, struck: FrameType | None, frame: FrameType | None) -> None:
+        """Raise it now, or see that it is raised later."""
         if not self.must_wait(frame):
             self._forget()
-            self._previous(signum, frame)
+            self._previous(signal.SIGINT, frame)
         elif not self.pending:
-            self._struck = self._exposed_frame(frame) if self._ignore_unless_exposed else None
+            self._struck = struck
             self.pending = True
             # Not `Thread`, which takes locks that the interrupted code may hold.
-            start_new_thread(self._repeat, ())
+            start_new_thread(self._knock_again, ())
+
+    def _on_knock(self, signum: int, frame: FrameType | None) -> None:
+        self.noticed = True
+        if self._victims:
+            self._on_strike(frame)
+        if not self.pending:
+            if callable(self._previous_knock):
+                self._previous_knock(signum, frame)
+        elif self._is_obsolete(frame):
+            self._forget()
+        elif not self.must_wait(frame):
+            self._forget()
+            self._previous(signal.SIGINT, frame)
 
     def strike(self, is_meant: Callable[[], bool]) -> None:
         """Interrupt what runs on a worker's main thread, if it is still what is meant when the signal gets there."""
         self._victims.append(is_meant)
-        signal.pthread_kill(self.main, signal.SIGINT)
+        signal.pthread_kill(self.main, KNOCK)
 
     def _on_strike(self, frame: FrameType | None) -> None:
         """One call is to be interrupted: unlike for a Ctrl-C, no other thread is concerned, and no successor."""
@@ -147,14 +166,8 @@ class InterruptGuard:
         while self._victims:
             meant |= self._victims.popleft()()
         struck = self._exposed_frame(frame)
-        if not meant or struck is None:
-            return
-        if not self.must_wait(frame):
-            self._previous(signal.SIGINT, frame)
-        elif not self.pending:
-            self._struck = struck
-            self.pending = True
-            start_new_thread(self._repeat, ())
+        if meant and struck is not None:
+            self._interrupt(struck, frame)
 
     def _tell_others(self) -> None:
         if self._also is not None and not self._telling_others:  # a second signal may strike in here
@@ -164,17 +177,16 @@ class InterruptGuard:
             finally:
                 self._telling_others = False
 
-    def _repeat(self) -> None:
-        """On a helper thread: repeat the signal until it has been delivered or is obsolete."""
+    def _knock_again(self) -> None:
+        """On a helper thread: knock until the interrupt has been delivered or is obsolete."""
         while True:
-            sleep(_REPEAT_SECONDS)
+            sleep(_KNOCK_SECONDS)
             if not self.pending:
                 return
             if not self.is_installed():
                 self._forget()
                 return
-            self._repeated = True
-            signal.pthread_kill(self.main, signal.SIGINT)
+            signal.pthread_kill(self.main, KNOCK)
 
     def _forget(self) -> None:
         self.pending = False

@@ -42,6 +42,7 @@ from hybriddist.runtime.inquiry import member
 from hybriddist.runtime.meeting import bring_together
 from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.roster import Roster
+from hybriddist.runtime.waiting import receive_rest
 from hybriddist.transport import Transport
 
 if TYPE_CHECKING:
@@ -312,6 +313,8 @@ class Links:
     def bury(self, peer: Peer, error: BaseException) -> None:
         """A connection has ended: find the reason, tell everybody who waits. Runs on a thread of its own."""
         process = self._process
+        if isinstance(error, TransportError) and not process.leaving.is_set():
+            receive_rest(peer)
         peer.abort()
         try:
             if peer.pid and not process.leaving.is_set():

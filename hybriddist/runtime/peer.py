@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import select
 from _thread import allocate_lock
+from collections import deque
 from collections.abc import Callable, Sequence
 from threading import RLock
 from time import monotonic, perf_counter
@@ -49,7 +50,7 @@ class Peer:
         pid: the other process; 0 until it has introduced itself.
         pending: what waits for a `Result`, by call id.
         requests: what the other side waits for in a channel here, by its call id.
-        each: its messages with several calls that have not all begun.
+        each: its messages with several calls that have not all ended, in the order in which they came.
         lost: what ended the connection, as text (an exception would keep this peer in a cycle); or None.
     """
 
@@ -60,7 +61,7 @@ class Peer:
         self.pid = pid
         self.pending: dict[int, Completion] = {}
         self.requests: dict[int, RequestAsker | IndexWaiter] = {}
-        self.each: set[Each] = set()
+        self.each: deque[Each] = deque()
         self.functions_out = FunctionSender()
         self.functions_in = FunctionReceiver()
         self.functions_lock = RLock()
@@ -297,13 +298,17 @@ class Peer:
         if self.lost is not None:
             return False
         try:
-            frames = self.transport.receive()
-            if frames:
-                self._dispatch(frames)
-                return True
+            return self.receive_now()
         except HybridDistError as error:
             self.lose(error)
-        return False
+            return False
+
+    def receive_now(self) -> bool:
+        """Likewise; the end of the connection is raised."""
+        frames = self.transport.receive()
+        if frames:
+            self._dispatch(frames)
+        return bool(frames)
 
     def arm(self) -> bool:
         """Ask for the doorbell; True if something came meanwhile, or if the connection is lost."""

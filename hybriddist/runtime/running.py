@@ -17,6 +17,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -183,7 +184,11 @@ class Each:
     """Several calls of one message, run one after the other by whoever has the time.
 
     Usually that is the worker's main thread alone. When one of the calls takes long, the standby thread queues the
-    rest for other threads (`Receiver.rest_of_each`): the items are taken from one queue, so each runs once.
+    rest for other threads (`rest`): the items are taken from one queue, so each runs once.
+
+    Whoever asked must be able to tell, when this process dies, which calls had begun. The rule: *of those that have no
+    result and are not said to have begun (`Started`), at most the oldest has begun.* So a call that is not the oldest
+    of its peer's calls without a result is announced before it begins.
     """
 
     def __init__(self, peer: Peer, call: Call, definition: ReceivedFunction | None) -> None:
@@ -194,7 +199,10 @@ class Each:
         self._items: deque[tuple[int, tuple[Any, ...]]] | None = None
         self._dropped: set[int] = set()
         """Call ids that nobody wants any more."""
-        peer.each.add(self)
+        self._shared = False
+        self._ends = count(1)
+        """Counts the calls that need no announcement any more: each has a result, or was announced."""
+        peer.each.append(self)
 
     def run(self) -> None:
         """Run what is left."""
@@ -206,7 +214,7 @@ class Each:
                 if len(items) != self._call.id:
                     raise RemoteProtocolError(f"a message of {self._call.id} calls has {len(items)} in it")
             except BaseException as error:
-                peer.each.discard(self)
+                peer.each.remove(self)
                 failure = captured.capture(error)
                 for number in range(self._call.call_id, self._call.call_id + self._call.id):
                     reply(peer, number, Outcome.NOT_RUN, failure)
@@ -222,20 +230,23 @@ class Each:
                 number, args = items_left.popleft()
             except IndexError:
                 break
-            if not items_left:
-                peer.each.discard(self)
             if number in self._dropped:
                 reply(peer, number, Outcome.CANCELLED, None)
             else:
                 self._run_one(number, args, is_main)
             del args
             receiver.progress += 1
+            if next(self._ends) == self._call.id:
+                peer.each.remove(self)
         if is_main:
             receiver.each = None
 
     def rest(self) -> Callable[[], None] | None:
         """What another thread may run; None if nothing is left."""
-        return self.run if self._items else None
+        if not self._items:
+            return None
+        self._shared = True  # before another thread can take one: whoever begins one after that announces it
+        return self.run
 
     def drop(self, call_id: int) -> None:
         """Do not begin this call, if it is one of ours."""
@@ -252,6 +263,9 @@ class Each:
     def _run_one(self, number: int, args: tuple[Any, ...], is_main: bool) -> None:
         peer = self._peer
         process = peer.process
+        announced = not is_main or self._shared or peer.each[0] is not self
+        if announced:
+            _announce(peer, number)
         try:
             if is_main:
                 process.receiver.errand = (peer, number, 0, 0)
@@ -260,7 +274,6 @@ class Each:
                 finally:
                     process.receiver.errand = None
             else:
-                _report_start(peer, number)
                 value = process.executor.interruptible(
                     (peer, number, 0, 0), call_in_user_code, self._function, args, _NO_KEYWORDS
                 )
@@ -272,13 +285,16 @@ class Each:
         if process.is_copy:
             end_copy(None)
         if type(value) is CoroutineType:
+            if not announced:
+                _announce(peer, number)  # it begins now, and has no result for a while
             call = self._call._replace(call_id=number, mode=Mode.FETCH)
             process.coroutines.start(value).add_done_callback(partial(_finish_coroutine, peer, call, None))
         else:
             reply(peer, number, Outcome.VALUE, value)
 
 
-def _report_start(peer: Peer, call_id: int) -> None:
+def _announce(peer: Peer, call_id: int) -> None:
+    """Say that a call begins."""
     try:
         peer.send(Started(call_id))
     except TransportError:

@@ -11,17 +11,20 @@ import select
 from _thread import allocate_lock
 from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from hybriddist import limits
+from hybriddist.deadline import Deadline
 from hybriddist.errors import HybridDistError
 
 if TYPE_CHECKING:
-    from hybriddist.deadline import Deadline
     from hybriddist.runtime.completion import Completion
     from hybriddist.runtime.peer import Peer
     from hybriddist.runtime.process import Process
     from hybriddist.runtime.receiver import SpinPolicy
+
+_REST_SECONDS: Final = 0.2
+"""For the frames of a peer that is gone: what its kernel or ring holds, at memory speed."""
 
 
 def wait_ready(poll: select.poll, peers: Sequence[Peer], deadline: Deadline) -> bool:  # exposed
@@ -99,6 +102,31 @@ def receive_blocking(peers: Sequence[Peer], poll: select.poll, completion: Compl
         for peer in peers:
             if peer.lost is None:
                 peer.take_bell()
+
+
+def receive_rest(peer: Peer) -> None:  # shielded
+    """Hand out what a peer had sent before its end, when that was noticed otherwise than by reading up to it.
+
+    A failing send tells of the end as well, and so does the word of the peer's parent. Results that lie unread by then
+    are results all the same: `pmap` would take their items for ones that never began, and run them again.
+    """
+    if not peer.recv_lock.acquire(timeout=_REST_SECONDS):
+        return  # somebody receives; if he sleeps there is nothing
+    try:
+        descriptor = peer.transport.fileno()
+        if descriptor < 0:
+            return
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        deadline = Deadline(_REST_SECONDS)
+        while not deadline.expired():
+            peer.transport.acknowledge()
+            if not peer.receive_now() and not poll.poll(0):
+                return
+    except HybridDistError:
+        pass  # that was all
+    finally:
+        peer.recv_lock.release()
 
 
 def wait_here(

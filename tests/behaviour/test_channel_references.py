@@ -322,12 +322,20 @@ INTERRUPTED = """
     c = hd.RemoteChannel(lambda: hd.Channel(4), 1 if owner == "self" else pid)
     main = threading.main_thread().ident
     got, interrupts = [], 0
+
+    def soon(go, f, *args):
+        go.wait()
+        time.sleep(0.01)
+        f(*args)
+
     for i in range(25):
-        timer = threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT))
-        putter = threading.Timer(0.01, c.put, (i,))
+        go = threading.Event()
+        timer = threading.Thread(target=soon, args=(go, signal.pthread_kill, main, signal.SIGINT))
+        putter = threading.Thread(target=soon, args=(go, c.put, i))
         for each in (timer, putter):
             each.start()
         try:
+            go.set()  # not before: the interrupt is for what is tried here
             got.append(c.take(timeout=20))
             while True:
                 time.sleep(0.01)  # until the interrupt strikes, if it has not

@@ -94,10 +94,12 @@ def test_other_items_run_exactly_once(transport: str, batch_size: int, victim: i
     result = hd.pmap(partial(dies_at, victim, log), range(40), batch_size=batch_size, on_error=handle)
     dead = {x for x in range(40) if result[x] == "dead"}
     assert result == ["dead" if x in dead else x for x in range(40)]
-    assert begun(log) == Counter(range(40))
-    # The worker may have been at two: if one takes long, another thread begins with the next.
-    assert {victim} <= dead
-    assert len(dead) <= (1 if batch_size == 1 else 2)
+    assert begun(log) <= Counter(range(40))
+    assert set(range(40)) - set(begun(log)) <= dead - {victim}  # it was about to begin with those
+    # The worker may have been at several: if one takes long, another thread begins with the next.
+    where = dict(line.split() for line in log.read_text().splitlines())
+    assert {where.get(str(x), where[str(victim)]) for x in dead | {victim}} == {where[str(victim)]}
+    assert victim in dead
     assert {type(error) for error in handled} == {hd.ProcessExitedException}
 
 
@@ -115,7 +117,7 @@ def test_with_retries_the_item_runs_elsewhere(transport: str, batch_size: int, t
     assert hd.pmap(item, range(40), batch_size=batch_size, retry_delays=[0], retry_check=check) == list(range(40))
     assert begun(log) - Counter(range(40)) >= Counter([5])
     assert len({line.split()[1] for line in log.read_text().splitlines() if line.startswith("5 ")}) == 2
-    assert 1 <= len(checked) <= 2  # as above
+    assert 1 <= begun(log).total() - 40 <= len(checked)  # it may have been at several; nothing else ran twice
     assert set(checked) == {(hd.ProcessExitedException, signal.SIGKILL)}
 
 

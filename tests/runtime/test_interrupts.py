@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hybriddist.runtime.interrupts import InterruptGuard
+from hybriddist.runtime.interrupts import KNOCK, InterruptGuard
 from tests.helpers.polling import poll_for
 
 log: list[str] = []
@@ -44,12 +44,13 @@ def exposed(function: Callable[[], None]) -> None:
 def guard(request: pytest.FixtureRequest) -> Iterator[InterruptGuard]:
     log.clear()
     guard = InterruptGuard([shielded, nested], [exposed], ignore_unless_exposed=request.param == "worker")
-    before = signal.getsignal(signal.SIGINT)
+    # In the background of a shell it is ignored.
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
     assert guard.install()
     yield guard
     poll_for(lambda: not guard.pending)
     guard.uninstall()
-    assert signal.getsignal(signal.SIGINT) == before
+    assert signal.signal(signal.SIGINT, outside) is signal.default_int_handler
 
 
 def test_user_code_is_struck_at_once(guard: InterruptGuard) -> None:
@@ -108,6 +109,37 @@ def test_what_was_meant_for_one_call_does_not_strike_the_next() -> None:
         assert log == ["moved", "moved"]
     finally:
         guard.uninstall()
+
+
+def test_a_knock_that_comes_late_strikes_nothing(guard: InterruptGuard) -> None:
+    """The interrupt was delivered before the last of the helper's signals was handled."""
+    with pytest.raises(KeyboardInterrupt):
+        exposed(lambda: shielded(guard, early=True, late=False))
+    exposed(lambda: signal.raise_signal(KNOCK))
+
+
+def test_a_strike_at_a_call_that_has_ended_strikes_no_other(guard: InterruptGuard) -> None:
+    for _ in range(2):
+        guard.strike(lambda: False)
+        exposed(lambda: poll_for(lambda: not guard._victims))
+    guard.strike(lambda: True)  # between calls: nobody is meant any more
+    poll_for(lambda: not guard._victims)
+    with pytest.raises(KeyboardInterrupt):
+        exposed(lambda: (guard.strike(lambda: True), time.sleep(20))[0])
+
+
+def test_a_program_that_uses_the_knock_itself_is_told_of_it() -> None:
+    told: list[int] = []
+    before = signal.signal(KNOCK, lambda number, frame: told.append(number))
+    try:
+        guard = InterruptGuard([], [exposed])
+        assert guard.install()
+        signal.raise_signal(KNOCK)
+        guard.uninstall()
+        signal.raise_signal(KNOCK)
+        assert told == [KNOCK, KNOCK]
+    finally:
+        signal.signal(KNOCK, before)
 
 
 def test_a_worker_without_a_call_is_not_struck() -> None:
