@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+from hybriddist.records import Record
 
 DRIVER: Final = 1
 """The pid of the driver: the process that adds and removes workers."""
 
 
-class RRID(NamedTuple):
+class RRID(Record):
     """The identity of a remote reference, unique in the cluster.
 
     ``whence`` is the pid of the process that created the reference, ``id`` a number unique there. Where the value

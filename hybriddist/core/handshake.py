@@ -34,12 +34,11 @@ versions can always tell each other which they are.
 
 from __future__ import annotations
 
-import hmac
+import importlib
 import os
 import sys
 from collections.abc import Callable
 from enum import Enum
-from hashlib import sha256
 from struct import Struct
 from typing import Final, NoReturn
 
@@ -59,7 +58,7 @@ MAGIC: Final = b"\x93HYBRID\n"
 """The first byte is neither a letter nor a TLS record type, the last is destroyed by text-mode translation."""
 
 NONCE_BYTES: Final = 32
-PROOF_BYTES: Final = sha256().digest_size
+PROOF_BYTES: Final = 32
 _HELLO: Final = Struct(f"<{len(MAGIC)}sHBB4s{NONCE_BYTES}s")
 HELLO_BYTES: Final = _HELLO.size
 _ACCEPTED: Final = b"\x06"
@@ -124,6 +123,8 @@ class Handshake:
         self._peer_hello = b""
         # Not the cookie itself: HMAC fills short keys with zeros, so that "abc" and "abc\0" would be one key.
         # surrogatepass: any str will do; an encoding error would show a part of it.
+        from hashlib import sha256  # with OpenSSL 3 ms, so not at the top: see `prepare`
+
         self._key = sha256(cookie.encode("utf-8", "surrogatepass")).digest()
         self._step = Step.START
         self._received = bytearray()
@@ -207,7 +208,9 @@ class Handshake:
         return self._hello + self._proof(self.role) if self.role is Role.ACCEPTOR else b""
 
     def _proved(self, message: bytes) -> bytes:
-        if not hmac.compare_digest(message, self._proof(self.role.other)):
+        from hmac import compare_digest
+
+        if not compare_digest(message, self._proof(self.role.other)):
             raise AuthenticationError(f"the peer could not prove that it knows the cookie: {_CHECK_COOKIES}")
         return _ACCEPTED if self.role is Role.ACCEPTOR else self._proof(self.role)
 
@@ -220,7 +223,15 @@ class Handshake:
         hellos = self._hello, self._peer_hello
         connector, acceptor = hellos if self.role is Role.CONNECTOR else hellos[::-1]
         # Fixed sizes throughout: no two different tuples give the same bytes.
+        import hmac
+
         return hmac.digest(self._key, b"hybriddist proof " + prover.value + connector + acceptor, "sha256")
+
+
+def prepare() -> None:
+    """Load what a handshake needs, at a moment in which this process would only wait."""
+    importlib.import_module("hmac")
+    importlib.import_module("hashlib")
 
 
 class _Row(Record):

@@ -15,6 +15,7 @@ import contextlib
 import os
 import secrets
 import signal
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,12 @@ from hybriddist.managers.base import ClusterManager, Operation, WorkerConfig, de
 from hybriddist.managers.cpus import usable_cpus
 from hybriddist.runtime import folders
 from hybriddist.runtime.child import Child, PopenChild
-from hybriddist.runtime.nursery import DEFAULT_RUNNER, Nursery, TemplateDied
+from hybriddist.runtime.nursery import DEFAULT_RUNNER, Birth, Nursery, TemplateDied
 from hybriddist.runtime.options import OPTIONS_FLAG, WorkerOptions
 from hybriddist.settings import Settings
+
+_AHEAD: Final = 8
+"""So many workers are asked for before the first is there; each has six descriptors open meanwhile."""
 
 _KILLED_SECONDS: Final = 5.0
 """From SIGKILL to the end of a process; only a process stuck in the kernel takes longer."""
@@ -148,14 +152,23 @@ class LocalManager(ClusterManager):
             raise RuntimeError("a LocalManager launches only through addprocs")
         launch = self._check(params, self._context)
         failures: list[Exception] = []
-        for _ in range(self.n):
-            try:
-                config = self._start(launch, self._context)
-            except LaunchError as error:
-                failures.append(error)
-                continue
-            launched.append(config)
-            notify()
+        starts: deque[_Start] = deque()
+        try:
+            for number in range(self.n):
+                starts.append(_Start(launch, self._context))
+                # The template forks the next while the one before begins to live.
+                while starts and (len(starts) > _AHEAD or number == self.n - 1):
+                    start = starts.popleft()
+                    try:
+                        start.finish()
+                    except LaunchError as error:
+                        failures.append(error)
+                        continue
+                    launched.append(start.config)
+                    notify()
+        finally:
+            for start in starts:
+                start.give_up()
         if failures:
             raise CompositeException("workers could not be started", failures)
 
@@ -210,61 +223,99 @@ class LocalManager(ClusterManager):
             Deadline(params.get("timeout")).sooner(context.settings.worker_timeout_seconds),
         )
 
-    def _start(self, launch: _Launch, context: LocalContext) -> WorkerConfig:
-        if launch.options.cwd is not None and not os.path.isdir(launch.options.cwd):
-            raise LaunchError(f"the workers' directory {launch.options.cwd!r} does not exist")
-        options = launch.options.changed()
-        if context.socket_directory is not None:
-            options.unix_path = os.path.join(context.socket_directory, secrets.token_hex(8))
-        config = WorkerConfig()
-        config.environ = {"unix_path": options.unix_path}
-        config.bind_addr = options.bind_host or None
-        config.enable_threaded_blas = options.enable_threaded_blas
-        try:
-            if launch.command is None:
-                _fork(launch, options, config, context)
-            else:
-                _spawn(launch, options, config, context.cookie())
-        except OSError as error:
-            raise LaunchError(f"a worker cannot be started: {error}") from error
-        config.ospid = config.process.ospid
-        return config
 
-
-def _fork(launch: _Launch, options: WorkerOptions, config: WorkerConfig, context: LocalContext) -> None:
-    """Have a template fork the worker.
+class _Start:
+    """One worker on its way. A failure is told by `finish`.
 
     A template that has died since the last call is replaced, once. Each attempt has pipes of its own, so that a
     worker which the dead one may have forked at the last moment finds its leash ended.
     """
-    try:
+
+    def __init__(self, launch: _Launch, context: LocalContext) -> None:
+        self._launch = launch
+        self._context = context
+        self._options = options = launch.options.changed()
+        if context.socket_directory is not None:
+            options.unix_path = os.path.join(context.socket_directory, secrets.token_hex(8))
+        self.config = config = WorkerConfig()
+        config.environ = {"unix_path": options.unix_path}
+        config.bind_addr = options.bind_host or None
+        config.enable_threaded_blas = options.enable_threaded_blas
+        self._birth: Birth | None = None
+        self._pipes = contextlib.ExitStack()
+        self._failure: Exception | None = None
         try:
-            _ask(launch, options, config, context)
+            self._begin()
+        except (LaunchError, OSError) as error:
+            self._failure = error
+
+    def finish(self) -> None:
+        """Wait until it is there; then `config` is complete.
+
+        Raises:
+            LaunchError: it could not be started.
+        """
+        try:
+            self._finish()
+        except TemplateDied as error:
+            raise LaunchError(f"{COMMAND_ENDED} ({error.message})", stderr_tail=error.stderr_tail) from error
+        except OSError as error:
+            raise LaunchError(f"a worker cannot be started: {error}") from error
+        self.config.ospid = self.config.process.ospid
+
+    def give_up(self) -> None:
+        """Nobody wants it any more: it leaves, when it finds its leash ended."""
+        if self._birth is not None:
+            self._birth.give_up()
+        self._pipes.close()
+
+    def _begin(self) -> None:
+        directory = self._launch.options.cwd
+        if directory is not None and not os.path.isdir(directory):
+            raise LaunchError(f"the workers' directory {directory!r} does not exist")
+        if self._launch.command is None:
+            self._ask()
+
+    def _finish(self) -> None:
+        if self._launch.command is not None and self._failure is None:
+            _spawn(self._launch, self._options, self.config, self._context.cookie())
+            return
+        try:
+            if self._failure is not None:
+                raise self._failure
+            self._wait()
         except TemplateDied:
-            _ask(launch, options, config, context)
-    except TemplateDied as error:
-        raise LaunchError(f"{COMMAND_ENDED} ({error.message})", stderr_tail=error.stderr_tail) from error
+            self._ask()
+            self._wait()
+
+    def _ask(self) -> None:
+        self._pipes.close()
+        launch, options = self._launch, self._options
+        nursery = _nursery(launch, self._context)
+        wanted = launch.environment
+        options.env = {name: value for name, value in wanted.items() if nursery.env.get(name) != value}
+        options.env.update({name: None for name in nursery.env if name not in wanted})
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            stdin, leash = _pipe(theirs, ours, "to child")
+            out, stdout = _pipe(theirs, ours, "from child")
+            err, stderr = _pipe(theirs, ours, "from child")
+            leash.write(self._context.cookie().encode("ascii") + b"\n")  # the pipe is empty: this never blocks
+            self._birth = nursery.ask(options, (stdin.fileno(), out.fileno(), err.fileno()), leash)
+            self._pipes = ours.pop_all()
+        self.config.io, self.config.environ = stdout, {"unix_path": options.unix_path, "stderr": stderr}
+
+    def _wait(self) -> None:
+        assert self._birth is not None  # it was asked for
+        try:
+            self.config.process = self._birth.wait(self._launch.deadline)
+        except BaseException:
+            self._pipes.close()
+            raise
+        self._pipes.pop_all()  # they are the config's from now on
 
 
 def _nursery(launch: _Launch, context: LocalContext) -> Nursery:
     return context.nursery([*interpreter.flags(), *launch.flags], launch.environment)
-
-
-def _ask(launch: _Launch, options: WorkerOptions, config: WorkerConfig, context: LocalContext) -> None:
-    nursery = _nursery(launch, context)
-    wanted = launch.environment
-    options.env = {name: value for name, value in wanted.items() if nursery.env.get(name) != value}
-    options.env.update({name: None for name in nursery.env if name not in wanted})
-    with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-        stdin, leash = _pipe(theirs, ours, "to child")
-        out, stdout = _pipe(theirs, ours, "from child")
-        err, stderr = _pipe(theirs, ours, "from child")
-        leash.write(context.cookie().encode("ascii") + b"\n")  # the pipe is empty: this never blocks
-        descriptors = (stdin.fileno(), out.fileno(), err.fileno())
-        config.process = nursery.start(options, descriptors, leash, launch.deadline)
-        ours.pop_all()
-    assert config.environ is not None  # it was just made
-    config.io, config.environ["stderr"] = stdout, stderr
 
 
 def _spawn(launch: _Launch, options: WorkerOptions, config: WorkerConfig, cookie: str) -> None:

@@ -88,13 +88,34 @@ class NurseryChild(Child):
             os.close(pidfd)
 
 
-class _Request:
-    """A start that has not been answered yet."""
+class Birth:
+    """A worker that the template has been asked for. `Nursery.ask` makes it."""
 
-    def __init__(self, stdin: IO[bytes] | None) -> None:
-        self.stdin = stdin
+    def __init__(self, nursery: Nursery, number: int, leash: IO[bytes] | None) -> None:
+        self._nursery = nursery
+        self.number = number
+        self.leash = leash
         self.child: NurseryChild | None = None
         self.error: LaunchError | None = None
+
+    def wait(self, deadline: Deadline) -> NurseryChild:
+        """Wait until it is there.
+
+        Args:
+            deadline: for the template's answer, its own start included.
+
+        Raises:
+            TemplateDied: the template ended before it answered.
+            LaunchError: the fork failed.
+            LaunchTimeout: no answer in time.
+        """
+        return self._nursery.wait_for(self, deadline)
+
+    def give_up(self) -> None:
+        """Nobody wants it any more. When its leash is closed, which is the caller's to do, it leaves."""
+        self._nursery.forget(self)
+        if self.child is not None:
+            self.child.release()
 
 
 class Nursery:
@@ -124,7 +145,7 @@ class Nursery:
         self.env = dict(env)
         self._changed = Condition(Lock())
         self._sending = Lock()
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, Birth] = {}
         self._children: dict[int, NurseryChild] = {}
         self._last_id = 0
         self._alive = True
@@ -162,50 +183,49 @@ class Nursery:
         """Whether it can be asked for workers."""
         return self._alive
 
-    def start(
-        self,
-        options: WorkerOptions,
-        descriptors: tuple[int, int, int],
-        leash: IO[bytes] | None,
-        deadline: Deadline,
-    ) -> NurseryChild:
-        """Fork a worker and wait until it is there.
+    def ask(self, options: WorkerOptions, descriptors: tuple[int, int, int], leash: IO[bytes] | None) -> Birth:
+        """Ask for a worker. Several may be asked for before the first is there.
 
         Args:
             options: the worker's options.
-            descriptors: its stdin, stdout and stderr; they stay open here.
-            leash: the driver's end of its stdin, which the child's handle then owns.
-            deadline: for the template's answer, its own start included.
+            descriptors: its stdin, stdout and stderr; they may be closed here afterwards.
+            leash: the driver's end of its stdin, which the child's handle owns as soon as there is one.
 
         Raises:
-            TemplateDied: the template had ended, or ended before it answered.
-            LaunchError: the fork failed.
-            LaunchTimeout: no answer in time.
+            TemplateDied: the template has ended.
         """
-        request = _Request(leash)
         with self._changed:
             self._last_id += 1
-            number = self._last_id
-            self._requests[number] = request
+            birth = self._requests[self._last_id] = Birth(self, self._last_id, leash)
         try:
             with self._sending:
-                control.send(self._sock, {"do": "start", "id": number, "options": options.values()}, descriptors)
+                start = {"do": "start", "id": birth.number, "options": options.values()}
+                control.send(self._sock, start, descriptors)
         except OSError as error:
             with self._changed:
-                self._requests.pop(number, None)
+                self._requests.pop(birth.number, None)
                 self._changed.wait_for(lambda: not self._alive, _END_SECONDS)  # for its exit status and last lines
             raise self._death() from error
+        return birth
+
+    def wait_for(self, birth: Birth, deadline: Deadline) -> NurseryChild:
+        """See `Birth.wait`."""
         with self._changed:
-            while request.child is None and request.error is None:
+            while birth.child is None and birth.error is None:
                 remaining = deadline.remaining()
                 if remaining == 0:
-                    self._requests.pop(number, None)
+                    self._requests.pop(birth.number, None)
                     raise LaunchTimeout("the template process did not answer in time", stderr_tail=self._tail())
                 self._changed.wait(remaining)
-        if request.error is not None:
-            raise request.error
-        assert request.child is not None  # the loop's condition
-        return request.child
+        if birth.error is not None:
+            raise birth.error
+        assert birth.child is not None  # the loop's condition
+        return birth.child
+
+    def forget(self, birth: Birth) -> None:
+        """Give its child to nobody, if it comes."""
+        with self._changed:
+            self._requests.pop(birth.number, None)
 
     def signal(self, ospid: int, number: int, *, group: bool) -> bool:
         """Have the template signal one of its children. False if the template is gone."""
@@ -265,7 +285,7 @@ class Nursery:
         with self._changed:
             request = self._requests.pop(answer["id"], None)
             if kind == "started":
-                leash = request.stdin if request is not None else None
+                leash = request.leash if request is not None else None
                 child = NurseryChild(self, answer["ospid"], descriptors[0] if descriptors else -1, leash)
                 self._children[child.ospid] = child
                 if request is not None:

@@ -1,6 +1,6 @@
 """What a new worker is told before it speaks with anyone: where to listen, where to look for modules, what to obey.
 
-The options of a worker travel as one line of JSON: over the template's control socket to forked workers, over stdin
+The options of a worker travel over the template's control socket to forked workers, and as one line of JSON over stdin
 (after the line of the cookie) to launched commands. The cookie is never among them, because options may be printed
 and logged. What this module does not know: how a worker is started (``managers``) and what it does with its options
 (``runtime/worker.py``), except those that every start applies in the same way: directory, environment, ``sys.path``.

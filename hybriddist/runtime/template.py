@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
+from hybriddist.core import handshake
 from hybriddist.records import Record
 from hybriddist.runtime import control, folders
 from hybriddist.runtime.options import WorkerOptions
@@ -131,6 +132,7 @@ class _Template:
     def _warm_up(self) -> None:
         """Import what most workers need at their first call, but the first two need not wait for: it takes 20 ms."""
         self._warm = True
+        handshake.prepare()
         for wanted in ("cloudpickle", "hybriddist.future", "hybriddist.loops"):
             importlib.import_module(wanted)
         segment.prepare()

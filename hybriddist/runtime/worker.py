@@ -18,6 +18,7 @@ import sys
 from typing import IO, NoReturn
 
 from hybriddist import limits
+from hybriddist.core import handshake
 from hybriddist.deadline import Deadline
 from hybriddist.net.address import network_address
 from hybriddist.net.listener import TcpListener
@@ -72,6 +73,7 @@ def run(options: WorkerOptions, cookie: str | None = None, out: IO[str] | None =
     process.on_driver_gone = lambda: leave(1, seat)
     process.spawn(lambda: wait_for_driver(process, seat), "hybriddist-join")
     print(f"{ANNOUNCEMENT}{tcp.address.port}#{tcp.address.host}", file=out or sys.stdout, flush=True)
+    handshake.prepare()  # while the driver reads that
     process.receiver.serve()
     process.close(limits.POLITE_EXIT_SECONDS)
     if seat is not None:

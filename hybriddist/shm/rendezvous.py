@@ -29,7 +29,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from hmac import compare_digest
 from struct import Struct
 from typing import Any, Final
 
@@ -111,6 +110,8 @@ def accept(
         RemoteProtocolError: it offers a name that cannot be its own.
     """
     name, nonce = _OFFER.unpack(_receive(sock, _OFFER.size, deadline))
+    from hmac import compare_digest  # `handshake.prepare` has loaded it
+
     shared = _attach(name.rstrip(b"\0").decode("ascii", "replace"), _SEGMENT_BYTES)
     if shared is None or not compare_digest(shared.memory[:_NONCE_BYTES], nonce):
         _send(sock, _REFUSED, deadline)

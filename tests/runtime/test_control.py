@@ -1,4 +1,4 @@
-"""JSON objects with descriptors over a socket pair."""
+"""Objects with descriptors over a socket pair."""
 
 from __future__ import annotations
 

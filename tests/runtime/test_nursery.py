@@ -35,9 +35,8 @@ class Forked:
         with stdin, out, err:
             descriptors = (stdin.fileno(), out.fileno(), err.fileno())
             try:
-                self.child: NurseryChild = nursery.start(
-                    WorkerOptions(env=env, **options), descriptors, self.leash, Deadline(20)
-                )
+                birth = nursery.ask(WorkerOptions(env=env, **options), descriptors, self.leash)
+                self.child: NurseryChild = birth.wait(Deadline(20))
             except BaseException:
                 self.close()
                 raise
@@ -263,7 +262,23 @@ def test_interpreter_that_does_not_start(tmp_path: Path) -> None:
 def test_template_that_does_not_answer(nursery: Nursery) -> None:
     stdin, leash = _pipe()
     with stdin, leash, pytest.raises(LaunchTimeout):
-        nursery.start(WorkerOptions(), (stdin.fileno(),) * 3, leash, Deadline(0))
+        nursery.ask(WorkerOptions(), (stdin.fileno(),) * 3, leash).wait(Deadline(0))
+
+
+def test_what_is_given_up_leaves(nursery: Nursery) -> None:
+    """Before it is there, and after."""
+    for early in (True, False):
+        stdin, leash = _pipe()
+        stdout, out = _pipe()
+        leash.write(COOKIE.encode() + b"\n")
+        with leash, stdout:
+            with stdin, out:
+                birth = nursery.ask(WorkerOptions(), (stdin.fileno(), out.fileno(), out.fileno()), leash)
+            if not early:
+                birth.wait(Deadline(20))
+            birth.give_up()
+            leash.close()
+            stdout.read()  # the pipe ends: so has the worker
 
 
 def test_driver_killed_leaves_nothing(run_python: Callable[..., Any], tmp_path: Path) -> None:
