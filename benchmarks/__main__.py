@@ -7,13 +7,25 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import channels, idle_memory, large_arrays, launch, machine, many_items, references, round_trip, table
+from benchmarks import (
+    channels,
+    idle_memory,
+    large_arrays,
+    launch,
+    loops,
+    machine,
+    many_items,
+    references,
+    round_trip,
+    table,
+)
 from benchmarks.rounds import Plan, Row
 
 BENCHMARKS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "round-trip-shm": round_trip.over_shm,
     "round-trip-tcp": round_trip.over_tcp,
     "pmap": many_items.single_items,
+    "distributed": loops.reduction,
     "arrays-shm": large_arrays.over_shm,
     "arrays-tcp": large_arrays.over_tcp,
     "channels": channels.put_and_take,

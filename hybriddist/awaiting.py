@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hybriddist.future import Future
 
 F = TypeVar("F", bound="Future")
+T = TypeVar("T")
 
 
 def as_completed(futures: Iterable[F], timeout: float | None = None) -> Iterator[F]:
@@ -75,7 +76,7 @@ def until_ended(future: Future) -> Generator[Any, None, None]:
     yield from ended
 
 
-def run_callback(function: Callable[[F], Any], future: F) -> None:
+def run_callback(function: Callable[[T], Any], future: T) -> None:
     """Call a user's callback; what it raises is shown."""
     try:
         function(future)

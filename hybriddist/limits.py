@@ -71,6 +71,16 @@ Python, and handled only between two bytecodes."""
 OUTBOX_BYTES: Final = 8 * MIB
 """Bytes queued to one peer before senders wait for room."""
 
+# ---- loops ------------------------------------------------------------------------------------------------------
+
+SMALL_PARTIAL_BYTES: Final = 64 * KIB
+"""Pickled partial results of a reduction up to this size go straight to the caller: to move one costs less than the
+further call that would combine it where it is. Larger ones stay, and are combined by neighbours."""
+
+FAILURE_GRACE_SECONDS: Final = 0.5
+"""When a chunk of a reduction has failed, those under way have so long to fail as well, before they are cancelled. An
+error in the function strikes all of them at once, and the first in order is the one to raise."""
+
 # ---- removing ---------------------------------------------------------------------------------------------------
 
 POLITE_EXIT_SECONDS: Final = 3.0

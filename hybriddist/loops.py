@@ -1,30 +1,33 @@
-"""Partitioned loops: `distributed` splits the work once, in equal parts, one part a worker.
+"""Partitioned loops: `distributed` cuts the items into a few chunks, and each worker has its own.
 
-Each worker folds its own part from the left; the caller folds the partial results in the order of the parts. So a
-reducer need be associative only, not commutative, and concatenation comes out in order::
+Each worker folds its chunk from the left; the partial results are folded in the order of the chunks. So a reducer need
+be associative only, not commutative, and concatenation comes out in order::
 
-    items    0 1 2 | 3 4 5 | 6 7        longer parts first, sizes differ by one at most
+    items    0 1 2 | 3 4 5 | 6 7        longer chunks first, sizes differ by one at most
     worker     2   |   3   |   4
     partial   r2   |  r3   |  r4        each folded where it was computed
-    caller    init · r2 · r3 · r4
+    caller    init · r2 · r3 · r4       large ones meet on the workers first (``folds.py``)
 
-For many small and uneven items `pmap` is the better tool: it balances the load, this does not.
+With ``schedule="dynamic"`` there are more chunks, of shrinking sizes, for whoever is free. What this module does not
+know: how chunks travel and run (``chunks.py``), and how a loop without a reducer goes on (``running_loop.py``).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Final, overload
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Final, Literal, overload
 
-from hybriddist.calls import remotecall
-from hybriddist.core.partition import split_range
-from hybriddist.deadline import Deadline
-from hybriddist.errors import CompositeException, HybridDistError
-from hybriddist.future import Future
+from hybriddist.chunks import cut, run_chunk
+from hybriddist.core.partition import shrinking, split_range
+from hybriddist.errors import RemoteException
+from hybriddist.folds import Reduction
 from hybriddist.ids import as_pid
+from hybriddist.running_loop import Course, Loop
 from hybriddist.runtime.current import current
 from hybriddist.runtime.inquiry import member
+from hybriddist.runtime.process import Process
 from hybriddist.scopes import joined
 
 
@@ -37,54 +40,31 @@ class _Missing:
 
 _MISSING: Final = _Missing()
 
-
-class Loop:
-    """A partitioned loop without a reducer, under way. What `distributed` returns then."""
-
-    def __init__(self, futures: Sequence[Future]) -> None:
-        self._futures = list(futures)
-
-    def wait(self, timeout: float | None = None) -> Loop:
-        """Wait until every part is done; the loop itself.
-
-        Raises:
-            CompositeException: of the failures, in the order of the parts.
-            TimeoutError: not within ``timeout`` seconds.
-        """
-        deadline = Deadline(timeout)
-        failures: list[Exception] = []
-        for future in self._futures:
-            try:
-                future.wait(deadline.remaining())
-            except HybridDistError as error:
-                failures.append(error)
-        if failures:
-            raise CompositeException("parts of the loop failed", failures)
-        return self
-
-    def isready(self) -> bool:
-        """Whether every part is done."""
-        return all(future.isready() for future in self._futures)
+_Reducer = Callable[[Any, Any], Any]
 
 
 @overload
 def distributed(
-    f: Callable[..., Any], items: Any, /, *, reduce: Callable[[Any, Any], Any] | None = None, chunked: bool = False,
-    init: Any = ..., procs: Sequence[int] | None = None,
+    f: Callable[..., Any], items: Any, /, *, reduce: _Reducer | None = None, chunked: bool = False,
+    init: Any = ..., procs: Sequence[int] | None = None, pool: Any = None,
+    schedule: Literal["static", "dynamic"] = "static",
 ) -> Any: ...  # fmt: skip
 @overload
 def distributed(
-    items: Any, /, *, reduce: Callable[[Any, Any], Any] | None = None, chunked: bool = False,
-    init: Any = ..., procs: Sequence[int] | None = None,
+    items: Any, /, *, reduce: _Reducer | None = None, chunked: bool = False,
+    init: Any = ..., procs: Sequence[int] | None = None, pool: Any = None,
+    schedule: Literal["static", "dynamic"] = "static",
 ) -> Callable[[Callable[..., Any]], Any]: ...  # fmt: skip
 def distributed(
     *what: Any,
-    reduce: Callable[[Any, Any], Any] | None = None,
+    reduce: _Reducer | None = None,
     chunked: bool = False,
     init: Any = _MISSING,
     procs: Sequence[int] | None = None,
+    pool: Any = None,
+    schedule: Literal["static", "dynamic"] = "static",
 ) -> Any:
-    """Run ``f`` for each item, the items split once among the workers.
+    """Run ``f`` for each item, the items cut into chunks, one for each worker.
 
     Two spellings::
 
@@ -93,72 +73,120 @@ def distributed(
         @hd.distributed(range(n), reduce=operator.add)      # the name is bound to the value
         def total(i): ...
 
+    With ``reduce`` the call blocks. If a chunk fails, so does the whole: the others have half a second to end or to
+    fail as well, then they are cancelled, as they are at once by a Ctrl-C. Nobody else does the chunk of a worker that
+    dies.
+
     Args:
-        *what: ``f, items`` or, as a decorator, ``items``: a range, a sequence, a numpy array (split along axis 0).
-        reduce: an associative function of two values. With it the call blocks and returns the value; without it,
-            a waitable is returned at once, and a block of `sync` waits for it.
-        chunked: call ``f`` once per part, with the part (a range, a slice, a view).
+        *what: ``f, items`` or, as a decorator, ``items``: a range, a sequence, a numpy array (cut along axis 0), or
+            whatever has a length and gives items by position. A process is sent its own chunk only.
+        reduce: an associative function of two values. It runs on the workers, and on the calling thread.
+        chunked: call ``f`` once per chunk, with the chunk: a slice (of a range a range, of an array a view); a list
+            where ``items`` has no slices.
         init: folded in once at the left; the value for no items.
-        procs: pids to use; part i runs on the i-th. Default: the workers.
+        procs: pids to use; chunk i runs on the i-th. Default: the workers.
+        pool: a worker pool instead: as many of its workers as are free, and at least one, which may have to be waited
+            for. They are put back at the end.
+        schedule: ``"static"`` gives each process one chunk, of equal sizes. ``"dynamic"`` makes several of shrinking
+            sizes, for whoever is free.
+
+    Returns:
+        With ``reduce`` the value. Without it a `Loop` at once, and a block of `sync` waits for it; if nobody waits for
+        it, its failures are printed on stderr.
 
     Raises:
         ValueError: there are no items and no ``init``.
-        RemoteException: of the first part, in order, that failed.
+        RemoteException: (with ``reduce``) of the first chunk, in order, that failed. ``others`` has the further
+            failures, and a note names each.
+        ProcessExitedException: (with ``reduce``) a worker has died, likewise.
+        SerializeError: something cannot be pickled.
 
     Source: Julia's Distributed, ``@distributed``.
     """
     if len(what) == 1:
         if callable(what[0]):
             raise TypeError("distributed takes a function and items, or items alone as a decorator")
-        return lambda f: _run(f, what[0], reduce, chunked, init, procs)
+        return lambda f: _run(f, what[0], reduce, chunked, init, procs, pool, schedule)
     if len(what) != 2:
         raise TypeError(f"distributed takes a function and items, not {len(what)} positional arguments")
-    return _run(what[0], what[1], reduce, chunked, init, procs)
+    return _run(what[0], what[1], reduce, chunked, init, procs, pool, schedule)
 
 
 def _run(
     f: Callable[..., Any],
     items: Any,
-    reduce: Callable[[Any, Any], Any] | None,
+    reduce: _Reducer | None,
     chunked: bool,
     init: Any,
     procs: Sequence[int] | None,
+    pool: Any,
+    schedule: str,
 ) -> Any:
     if not callable(f):
         raise TypeError(f"distributed needs a function, not {type(f).__name__}")
-    if not hasattr(items, "__len__") or not hasattr(items, "__getitem__") or isinstance(items, dict):
+    if not hasattr(items, "__len__") or not hasattr(items, "__getitem__") or isinstance(items, Mapping):
         raise TypeError(f"distributed needs a range, a sequence or an array to split, not {type(items).__name__}")
     if reduce is not None and not callable(reduce):
         raise TypeError(f"reduce must be a function of two values, not {type(reduce).__name__}")
+    if schedule not in ("static", "dynamic"):
+        raise ValueError(f'schedule must be "static" or "dynamic", not {schedule!r}')
+    if procs is not None and pool is not None:
+        raise TypeError("distributed takes procs or pool, not both")
     process = current()
-    pids = [as_pid(pid) for pid in procs] if procs is not None else process.membership.workers()
-    if not pids:
-        raise ValueError("distributed needs at least one process in procs")
-    if procs is not None:
-        for pid in pids:
-            member(process, pid)  # before any part is sent
-    parts = split_range(len(items), len(pids))
-    if reduce is not None and not parts:
-        if init is _MISSING:
-            raise ValueError("reduce of no items and no init: there is no value to return")
-        return init
-    futures = [
-        remotecall(_run_part, pid, f, items[part.start : part.stop], reduce, chunked)
-        for pid, part in zip(pids, parts, strict=False)
-    ]
-    if reduce is None:
-        return joined(Loop(futures))
-    values = [future.fetch() for future in futures]
+    n_items = len(items)
+    with ExitStack() as borrowed:
+        pids = _processes(process, procs, pool, n_items, borrowed)
+        parts = split_range(n_items, len(pids)) if schedule == "static" else shrinking(n_items, len(pids))
+        pids = pids[: len(parts)]
+        if reduce is None:
+            course = Course(process, f, items, parts, chunked)
+            course.start(pids)
+            course.when_done(borrowed.pop_all().close)
+            return joined(Loop(course))
+        if not parts:
+            if init is _MISSING:
+                raise ValueError("reduce of no items and no init: there is no value to return")
+            return init
+        if pids == [process.pid]:  # on this thread, where a Ctrl-C strikes it
+            values = _fold_here(process, f, items, parts, reduce, chunked)
+        else:
+            values = Reduction(process, f, items, parts, pids, reduce, chunked).run()
     return functools.reduce(reduce, values) if init is _MISSING else functools.reduce(reduce, values, init)
 
 
-def _run_part(f: Callable[..., Any], part: Any, reduce: Callable[[Any, Any], Any] | None, chunked: bool) -> Any:
-    """One worker's share: fold from the first item, without an identity element."""
-    if chunked:
-        value = f(part)
-        return None if reduce is None else value
-    if reduce is None:
-        for item in part:
-            f(item)
-        return None
-    return functools.reduce(reduce, map(f, part))
+def _fold_here(
+    process: Process, f: Callable[..., Any], items: Any, parts: Sequence[range], reduce: _Reducer, chunked: bool
+) -> list[Any]:
+    try:
+        return [process.call_here(run_chunk, (f, cut(items, part), reduce, chunked), {}) for part in parts]
+    except RemoteException as error:
+        error.others = ()  # type: ignore[attr-defined]  # as where there are several processes
+        raise
+
+
+def _processes(
+    process: Process, procs: Sequence[int] | None, pool: Any, n_items: int, borrowed: ExitStack
+) -> list[int]:
+    """Who is to work. Pids of a pool go back to it when ``borrowed`` is closed."""
+    if pool is not None:
+        return _borrow(pool, n_items, borrowed) if n_items else [process.pid]
+    if procs is None:
+        return process.membership.workers()
+    pids = [as_pid(pid) for pid in procs]
+    if not pids:
+        raise ValueError("distributed needs at least one process in procs")
+    for pid in pids:
+        member(process, pid)  # before any chunk is sent
+    return pids
+
+
+def _borrow(pool: Any, at_most: int, borrowed: ExitStack) -> list[int]:
+    """At least one worker, and as many more as are free now: to wait for those that others have could be for ever."""
+    pids: list[int] = []
+    for _ in range(max(1, min(at_most, len(pool)))):
+        if pids and not pool.isready():
+            break
+        pid = pool.take()
+        borrowed.callback(pool.put, pid)
+        pids.append(as_pid(pid))
+    return pids

@@ -40,6 +40,37 @@ def split_range(n_items: int, n_parts: int) -> list[range]:
     return [range(start, stop) for start, stop in pairwise(starts)]
 
 
+def shrinking(n_items: int, n_workers: int) -> list[range]:
+    """Cut ``n_items`` positions into contiguous chunks for whoever is free: large ones first, then ever smaller.
+
+    Each takes half of an equal share of what is left. So few requests do most of the work, and at the end, when the
+    workers are to finish together, the pieces are small; none is below 1/64 of an equal share of the whole, but for
+    the last. The sizes follow from the two numbers alone: where the chunks meet does not depend on who was quick.
+
+    Raises:
+        ValueError: ``n_items`` is negative or ``n_workers`` is below 1.
+
+    Example:
+        >>> [len(chunk) for chunk in shrinking(20, 2)]
+        [5, 4, 3, 2, 2, 1, 1, 1, 1]
+
+    Source: guided self-scheduling (Polychronopoulos and Kuck, 1987).
+    """
+    n_items, n_workers = operator.index(n_items), operator.index(n_workers)
+    if n_items < 0:
+        raise ValueError(f"there cannot be {n_items} items")
+    if n_workers < 1:
+        raise ValueError(f"cannot split among {n_workers} workers")
+    least = max(1, n_items // (64 * n_workers))
+    chunks: list[range] = []
+    start = 0
+    while start < n_items:
+        size = max(least, -(-(n_items - start) // (2 * n_workers)))
+        chunks.append(range(start, min(start + size, n_items)))
+        start = chunks[-1].stop
+    return chunks
+
+
 def batches(n_items: int, size: int) -> list[range]:
     """Cut ``n_items`` positions into contiguous batches of ``size``; the last may be shorter.
 

@@ -108,6 +108,47 @@ def loads(body: Buffer, buffers: Iterable[Buffer] = ()) -> Any:
         raise DeserializeError(_explain(error, len(body))) from error
 
 
+def is_small(value: Any, limit: int) -> bool:
+    """Whether the pickle of a value, large buffers included, has at most ``limit`` bytes.
+
+    Looks no further than that: the size of a long list is known as soon as it is too large. What the C pickler cannot
+    pickle counts as small; whoever sends it will be told why it cannot be sent.
+    """
+    if value.__class__ in _NUMBERS:
+        return True
+    ruler = _Ruler(limit)
+    try:
+        pickle.Pickler(ruler, 5, buffer_callback=ruler.see_buffer).dump(value)
+    except _TooLarge:
+        return False
+    except Exception:
+        return True
+    return True
+
+
+class _TooLarge(Exception):
+    """More bytes than the limit."""
+
+
+class _Ruler:
+    """A file that only counts."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def write(self, data: Any) -> int:
+        size = data.nbytes if isinstance(data, memoryview) else len(data)
+        self._left -= size
+        if self._left < 0:
+            raise _TooLarge
+        return int(size)
+
+    def see_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        """Counted, and left out of the pickle."""
+        self.write(buffer.raw())
+        return False
+
+
 class _Unpickler(pickle.Unpickler):
     """Imports packages from the top down, because several threads unpickle at once.
 

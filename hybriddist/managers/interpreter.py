@@ -21,8 +21,13 @@ BLAS_VARIABLES: Final = (
     "MKL_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
+    "BLIS_NUM_THREADS",
 )
-"""Read by numeric libraries when they are loaded. With one worker a CPU, further threads only get in the way."""
+"""Read by numeric libraries when they are loaded. With one worker a CPU, further threads only get in the way.
+
+A worker loads them after these are set: the template that it is forked from has not loaded numpy, and never does. So
+there is nothing to be told afterwards, and no need of threadpoolctl.
+"""
 
 _START_SENSITIVE: Final = ("PYTHON", "LD_", "DYLD_", "MALLOC_", "GLIBC_TUNABLES", "LANG", "LC_", "TZ")
 """Variables that have their effect while a process starts: a template that was started with others won't do."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybriddist import limits
 from hybriddist.core import captured as captured_module
+from hybriddist.core import payload
 from hybriddist.core.exits import ExitReason
 from hybriddist.core.lease import end_lease
 from hybriddist.core.messages import Mode
@@ -93,6 +94,8 @@ class Process(Asking):
                 *(Peer._send_now, Peer.flush, Peer.on_ready, Peer.wait_for, wait_for_any, wait_here),
                 *(Channel.begin, Receiver.serve),
                 *(end_lease, end_handle, HolderBook._ring),  # finalisers: Python ignores what they raise
+                # What arrives imports its modules. Numpy, interrupted half-way, cannot be imported again.
+                *((payload.loads,) if worker else ()),
             ),
             (call_in_user_code, running.perform, wait_ready),
             ignore_unless_exposed=worker,

@@ -58,10 +58,13 @@ def wait_for_any(
             policy.tell(_look_at_all(held, completion, seconds))
         if not completion.done:
             held[0].process.receiver.about_to_block()
-            poll = select.poll()
-            for peer in held:
-                poll.register(peer.descriptor, select.POLLIN)
-            receive_blocking(held, poll, completion, deadline)
+            with Bell() as bell:  # another thread may be receiving from the peers that are not held
+                completion.add_callback(bell.ring)
+                poll = select.poll()
+                poll.register(bell.descriptor, select.POLLIN)
+                for peer in held:
+                    poll.register(peer.descriptor, select.POLLIN)
+                receive_blocking(held, poll, completion, deadline)
     finally:
         for peer in held:
             peer.end_looking(completion.done)

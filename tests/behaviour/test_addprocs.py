@@ -337,6 +337,9 @@ def test_module_path_of_the_moment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_numeric_libraries_get_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
+    rest = ["VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS"]
+    for name in names + rest:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the driver's own, not meant for workers
 
     def threads() -> list[str | None]:
@@ -348,9 +351,31 @@ def test_numeric_libraries_get_one_thread(monkeypatch: pytest.MonkeyPatch) -> No
     (given,) = hd.addprocs(1, env={"MKL_NUM_THREADS": "2"})
     (many,) = hd.addprocs(1, enable_threaded_blas=True)
     assert hd.remotecall_fetch(threads, usual) == ["1", "1", "1"]
+    assert [hd.remotecall_fetch(os.getenv, usual, name) for name in rest] == ["1", "1", "1"]
     assert hd.remotecall_fetch(threads, given) == ["1", "1", "2"]
     assert hd.remotecall_fetch(threads, many) == ["3", None, None]
     assert threads() == ["3", None, None]
+
+
+def test_the_numeric_library_itself_has_one_thread() -> None:
+    """Not what the variables say, but what numpy's BLAS does; also in a fork of a template that others came from."""
+    pytest.importorskip("threadpoolctl", reason="it alone can ask BLAS for its threads")
+
+    def threads() -> set[int]:
+        import numpy as np
+        import threadpoolctl
+
+        np.ones((4, 4)) @ np.ones((4, 4))
+        return {library["num_threads"] for library in threadpoolctl.threadpool_info()}
+
+    (usual,) = hd.addprocs(1)
+    (given,) = hd.addprocs(1, env={"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"})
+    (again,) = hd.addprocs(1)
+    found = hd.remotecall_fetch(threads, usual)
+    if not found:
+        pytest.skip("this numpy has no BLAS that threadpoolctl knows")
+    assert found == hd.remotecall_fetch(threads, again) == {1}
+    assert hd.remotecall_fetch(threads, given) == {min(2, os.cpu_count() or 1)}
 
 
 def test_interpreter_and_flags(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +174,21 @@ def test_a_part_in_this_process_is_a_view(cluster: list[int]) -> None:
     assert np.array_equal(array, np.ones(6))
     hd.distributed(fill, array, chunked=True, procs=cluster[:1]).wait(10)
     assert np.array_equal(array, np.ones(6))  # what is elsewhere is a copy
+
+
+def test_globals_and_locals_of_the_caller_and_random_numbers(cluster: list[int]) -> None:
+    a = 0.5
+    assert hd.distributed(lambda _: [math.sin(a)], range(5), reduce=operator.add) == [math.sin(0.5)] * 5
+    numbers = hd.distributed(lambda _: [random.SystemRandom().random()], range(6), reduce=operator.add)
+    assert len(set(numbers)) == 6
+
+
+def test_writes_to_what_a_function_refers_to_are_lost(cluster: list[int], transport: str) -> None:
+    if transport == "memory":
+        pytest.skip("its workers share this process's modules, not its closures")
+    seen: list[int] = []
+    hd.distributed(lambda i: seen.append(i), range(6)).wait(10)
+    assert seen == []
 
 
 # ---- failures -----------------------------------------------------------------------------------------------------

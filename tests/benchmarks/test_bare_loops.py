@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from benchmarks import bare, idle_memory, large_arrays, launch, many_items, round_trip, table
+from benchmarks import bare, idle_memory, large_arrays, launch, loops, many_items, round_trip, table
 from benchmarks.rounds import Plan, Row, compare, median, p99
 
 
@@ -33,6 +33,13 @@ def test_the_warm_copy_gives_one_time() -> None:
 def test_pools_map_all_items(pool: object) -> None:
     with pool(50) as turn:  # type: ignore[operator]
         assert len(turn()) == 1
+
+
+def test_bare_processes_fold_their_halves() -> None:
+    with loops.bare_processes(1003) as turn:
+        assert [len(turn()), len(turn())] == [1, 1]
+    with pytest.raises(RuntimeError, match="wrong"):
+        loops.check(1, 1003)
 
 
 def test_a_map_with_wrong_values_is_refused() -> None:

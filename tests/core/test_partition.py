@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybriddist.core import partition
-from hybriddist.core.partition import batches, fold_rounds, neighbours, split_range, tree_children
+from hybriddist.core.partition import batches, fold_rounds, neighbours, shrinking, split_range, tree_children
 
 counts = st.integers(0, 300)
 sizes = st.integers(1, 100)
@@ -114,3 +114,26 @@ def test_whole_numbers_only() -> None:
 
 def test_the_examples_in_the_docstrings() -> None:
     assert doctest.testmod(partition).failed == 0
+
+
+# ---- shrinking ----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**9), st.integers(1, 300))
+def test_shrinking_chunks_cover_all_in_order_and_never_grow(n: int, workers: int) -> None:
+    chunks = shrinking(n, workers)
+    assert [chunk.start for chunk in chunks] == [0, *(chunk.stop for chunk in chunks)][: len(chunks)]
+    assert (chunks[-1].stop if chunks else 0) == n
+    sizes = [len(chunk) for chunk in chunks]
+    assert sizes == sorted(sizes, reverse=True)
+    assert 0 not in sizes
+    least = max(1, n // (64 * workers))
+    assert all(size >= least for size in sizes[:-1])
+    assert all(size <= -(-n // (2 * workers)) or size == least for size in sizes)
+    assert len(chunks) <= 20 * workers
+
+
+@pytest.mark.parametrize(("n", "workers"), [(-1, 2), (5, 0), (5, -1)])
+def test_shrinking_refuses_what_makes_no_sense(n: int, workers: int) -> None:
+    with pytest.raises(ValueError, match="cannot"):
+        shrinking(n, workers)

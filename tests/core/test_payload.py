@@ -259,3 +259,42 @@ def test_numpy_is_not_loaded_for_plain_values(run_python: Any) -> None:
 def test_the_format_is_protocol_5() -> None:
     assert payload.dumps(1)[0] == pickle.dumps(1, 5)
     assert payload.dumps(sys)[0][:2] == b"\x80\x05"
+
+
+# ---- sizes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "small"),
+    [
+        (5, True),
+        (None, True),
+        ("a" * 60_000, True),
+        ("a" * 70_000, False),
+        (b"a" * 70_000, False),
+        (np.zeros(8_000), True),
+        (np.zeros(9_000), False),
+        (np.zeros((100, 300))[:, ::2], False),
+        ([np.zeros(1_000) for _ in range(5)], True),
+        ([np.zeros(1_000) for _ in range(9)], False),
+        (list(range(10_000)), True),
+        (list(range(40_000)), False),
+        (lambda: 0, True),
+        (threading.Lock(), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_small(value: Any, small: bool) -> None:
+    assert payload.is_small(value, 1 << 16) is small
+
+
+def test_what_is_large_is_not_pickled_to_its_end() -> None:
+    seen = []
+
+    class Counted:
+        def __reduce__(self) -> Any:
+            seen.append(None)
+            return str, (f"{len(seen)}" * 300,)
+
+    assert not payload.is_small([Counted() for _ in range(10_000)], 1 << 16)
+    assert len(seen) < 500
