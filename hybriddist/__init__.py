@@ -11,6 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from hybriddist.asyncmaps import (
+        asyncmap,
+    )
     from hybriddist.awaiting import (
         as_completed,
     )
@@ -125,6 +128,10 @@ if TYPE_CHECKING:
     from hybriddist.maps import (
         pmap,
     )
+    from hybriddist.retrying import (
+        ExponentialBackOff,
+        retry,
+    )
     from hybriddist.runtime.channels import (
         Channel,
     )
@@ -150,6 +157,7 @@ __all__ = [
     "CompositeException",
     "ConnectError",
     "DeserializeError",
+    "ExponentialBackOff",
     "FrameCorruptError",
     "FrameTooLargeError",
     "Future",
@@ -182,6 +190,7 @@ __all__ = [
     "WorkerConfig",
     "addprocs",
     "as_completed",
+    "asyncmap",
     "channel_from_id",
     "clear",
     "close",
@@ -216,6 +225,7 @@ __all__ = [
     "remotecall_fetch",
     "remotecall_wait",
     "remoteref_id",
+    "retry",
     "rmprocs",
     "set_status",
     "shutdown",
@@ -230,6 +240,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "hybriddist.asyncmaps": ("asyncmap",),
     "hybriddist.calls": (
         "fetchfrom",
         "remote_do",
@@ -328,6 +339,10 @@ _HOMES: Final = {
     ),
     "hybriddist.managers.local": ("LocalManager",),
     "hybriddist.maps": ("pmap",),
+    "hybriddist.retrying": (
+        "ExponentialBackOff",
+        "retry",
+    ),
     "hybriddist.runtime.channels": ("Channel",),
     "hybriddist.runtime.start": ("start_worker",),
     "hybriddist.runtime.status": (

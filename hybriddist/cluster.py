@@ -281,3 +281,6 @@ def shutdown() -> None:
         become(fresh)
         if len(cluster.events):  # they are for all workers, also of the next addprocs
             cluster_of(fresh).events = cluster.events
+    elif process.pid == DRIVER and not process.is_copy:  # no workers so far, but there may be an event loop
+        process.close()
+        become(Process(DRIVER, cookie=process.cookie, membership=process.membership))

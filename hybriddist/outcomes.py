@@ -48,7 +48,7 @@ class Outcomes:
         Raises:
             BaseException: it is final, or `on_error` or `retry_check` raised; the exception has ``index``.
         """
-        original: BaseException = error.captured.ex if isinstance(error, RemoteException) else error
+        original = original_of(error)
         final: BaseException = error
         if self._on_error is not None:
             try:
@@ -58,18 +58,15 @@ class Outcomes:
                 if raised is not original:  # a bare `raise` in the handler raises the original again
                     final = original = raised
         attempt, state = self._states.get(index, (0, None))
-        if attempt < len(self._delays) and isinstance(original, Exception):
-            again = True
-            if self._check is not None:
-                try:
-                    answer = self._check(state, original)
-                except BaseException as raised:
-                    _set_index(raised, index)
-                    raise
-                state, again = answer if isinstance(answer, tuple) else (state, answer)
+        if attempt < len(self._delays):
+            try:
+                state, again = try_again(self._check, state, original)
+            except BaseException as raised:
+                _set_index(raised, index)
+                raise
             if again:
                 self._states[index] = (attempt + 1, state)
-                return float(self._delays[attempt])
+                return self._delays[attempt]
         _set_index(final, index)
         raise final
 
@@ -77,6 +74,26 @@ class Outcomes:
         """The results by index."""
         results = self.results
         return [results[index] for index in range(len(results))]
+
+
+def original_of(error: BaseException) -> BaseException:
+    """The exception that a call raised, wherever it ran: what handlers and checks get to see."""
+    return error.captured.ex if isinstance(error, RemoteException) else error
+
+
+def try_again(
+    check: Callable[[Any, BaseException], Any] | None, state: Any, original: BaseException
+) -> tuple[Any, bool]:
+    """The check's new state, and whether to try again after this exception.
+
+    Never after what is no `Exception` (a Ctrl-C, an exit): then the check is not asked.
+    """
+    if not isinstance(original, Exception):
+        return state, False
+    if check is None:
+        return state, True
+    answer = check(state, original)
+    return answer if isinstance(answer, tuple) else (state, answer)
 
 
 def _set_index(error: BaseException, index: int) -> None:
@@ -115,7 +132,7 @@ def common_shape(iterables: Sequence[Any]) -> tuple[int, ...] | None:
     if not shapes or len(shapes) < len(iterables):
         return None
     if any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"pmap over arrays of different shapes: {', '.join(map(str, shapes))}")
+        raise ValueError(f"a map over arrays of different shapes: {', '.join(map(str, shapes))}")
     return tuple(shapes[0])
 
 
@@ -148,10 +165,17 @@ def checked_delays(delays: Iterable[float]) -> tuple[float, ...]:
     Raises:
         TypeError, ValueError: one is not a number of seconds.
     """
-    checked = tuple(delays)
-    for delay in checked:
-        if not isinstance(delay, numbers.Real):
-            raise TypeError(f"retry_delays must be numbers of seconds, not {type(delay).__name__}")
-        if not 0 <= delay < math.inf:
-            raise ValueError(f"retry_delays must be seconds of 0 and more, not {delay!r}")
-    return checked
+    return tuple(checked_seconds("retry_delays", delay) for delay in delays)
+
+
+def checked_seconds(name: str, seconds: float) -> float:
+    """One of the durations that ``name`` is about.
+
+    Raises:
+        TypeError, ValueError: it is not a number of seconds.
+    """
+    if not isinstance(seconds, numbers.Real):
+        raise TypeError(f"{name} must be numbers of seconds, not {type(seconds).__name__}")
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{name} must be seconds of 0 and more, not {seconds!r}")
+    return float(seconds)

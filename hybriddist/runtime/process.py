@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from hybriddist import limits
 from hybriddist.core import captured as captured_module
@@ -93,6 +94,7 @@ class Process(Asking):
                 *(Peer._send_now, Peer.flush, Peer.on_ready, Peer.wait_for, wait_for_any, wait_here),
                 *(Channel.begin, Receiver.serve),
                 *(end_lease, end_handle, HolderBook._ring),  # finalisers: Python ignores what they raise
+                WeakSet()._remove,  # type: ignore[attr-defined]  # of every weak set, as that of the program's threads
             ),
             (call_in_user_code, running.perform, wait_ready),
             ignore_unless_exposed=worker,
