@@ -123,6 +123,8 @@ if TYPE_CHECKING:
         LocalManager,
     )
     from hybriddist.maps import (
+        imap,
+        imap_unordered,
         pmap,
     )
     from hybriddist.runtime.channels import (
@@ -204,6 +206,8 @@ __all__ = [
     "off_worker",
     "on_worker",
     "path_to",
+    "imap",
+    "imap_unordered",
     "pmap",
     "process_messages",
     "procs",
@@ -327,7 +331,7 @@ _HOMES: Final = {
         "process_messages",
     ),
     "hybriddist.managers.local": ("LocalManager",),
-    "hybriddist.maps": ("pmap",),
+    "hybriddist.maps": ("imap", "imap_unordered", "pmap"),
     "hybriddist.runtime.channels": ("Channel",),
     "hybriddist.runtime.start": ("start_worker",),
     "hybriddist.runtime.status": (

@@ -58,9 +58,9 @@ def meet(here: hd.RemoteChannel, go: hd.Future, x: int) -> int:
 # ---- values -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 1000])
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 1000, "auto"])
 @pytest.mark.parametrize("distributed", [True, False])
-def test_the_order_is_that_of_the_input(batch_size: int, distributed: bool, cluster: list[int]) -> None:
+def test_the_order_is_that_of_the_input(batch_size: Any, distributed: bool, cluster: list[int]) -> None:
     result = hd.pmap(square, range(200), batch_size=batch_size, distributed=distributed)
     assert type(result) is list
     assert result == [x * x for x in range(200)]
@@ -165,7 +165,7 @@ def test_the_input_is_read_on_the_callers_thread(distributed: bool, cluster: lis
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_the_input_is_read_only_as_workers_get_free(batch_size: int, cluster: list[int]) -> None:
+def test_the_input_is_read_only_as_workers_get_free(batch_size: Any, cluster: list[int]) -> None:
     """Whoever computes holds an item, or a batch; the rest has not been looked at."""
     here = channel()
     go = hd.Future()

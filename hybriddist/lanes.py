@@ -1,0 +1,135 @@
+"""What is under way to each worker of a map: calls, in order, and how many or how large they may be.
+
+A worker that gets its next item only after the last result has come idles for a round trip; with items of
+microseconds that is most of the time. So there is a second thing under way behind the one it is at:
+
+* of single items as many as fit in 2 ms, and never a second one behind anything slower: a slow item holds back no
+  other that a free worker could take;
+* of batches two, each made to take 5 ms.
+
+What this module does not know: how calls travel, and what becomes of results (``mapping.py``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from hybriddist.batches import BUDGET_SECONDS
+from hybriddist.runtime.completion import Completion
+from hybriddist.supply import Entry
+
+if TYPE_CHECKING:
+    from hybriddist.future import Future
+    from hybriddist.runtime.peer import Peer
+
+_AHEAD_SECONDS: Final = 0.002
+"""Work that may wait at a worker behind the item it is at."""
+
+_MOST_AHEAD: Final = 256
+
+_BATCH_SECONDS: Final = BUDGET_SECONDS / 4
+_BATCHES: Final = 2
+_MOST_IN_BATCH: Final = 1 << 14
+_GROWTH: Final = 4
+
+
+class Unit(Completion):
+    """One call under way: of an item, or of a batch. Its completion is noted by its map.
+
+    Attributes:
+        indices: of the items.
+        items: their arguments.
+        pid: where it runs.
+        peer: None: it runs in this process, and ``future`` brings its result.
+        shared: whether it was sent in one message with others.
+        sent: when (`time.monotonic`).
+        begun: when it is known to have begun out of its turn; 0.0 otherwise.
+        overdue: when it has run for too long and was interrupted: the time at which its worker is given up.
+    """
+
+    __slots__ = ("begun", "future", "indices", "items", "note", "overdue", "peer", "pid", "sent", "shared")
+
+    future: Future
+
+    def __init__(self, indices: Sequence[int], items: Sequence[Any]) -> None:
+        super().__init__()
+        self.indices = indices
+        self.items = items
+        self.begun = 0.0
+        self.overdue = 0.0
+
+    def send_to(self, pid: int, peer: Peer | None, note: Callable[[Unit], None], now: float, *, shared: bool) -> None:
+        """It is about to be sent; ``note`` is called by whoever receives its result."""
+        self.pid = pid
+        self.peer = peer
+        self.note = note
+        self.sent = now
+        self.shared = shared
+
+    def entries(self, first: int = 0) -> Iterator[Entry]:
+        """Its items, one by one, from position ``first`` on."""
+        return zip(self.indices[first:], self.items[first:], strict=True)
+
+    def begin(self) -> None:
+        """The worker says that it begins, while an older one has no result."""
+        super().begin()
+        self.begun = monotonic()
+
+    def complete(self, outcome: int, content: Any) -> None:
+        """The result is here, or the worker is gone."""
+        self.outcome = outcome
+        self.content = content
+        self.done = True
+        self.note(self)
+
+
+class Lane:
+    """The units under way to one worker, in the order in which they were sent."""
+
+    __slots__ = ("_ended", "_since", "moved", "size", "under_way", "victim", "window")
+
+    def __init__(self, *, batches: bool) -> None:
+        self.under_way: deque[Unit] = deque()
+        self.window = _BATCHES if batches else 1
+        """How many units may be under way."""
+        self.size = 1
+        """How many items a unit may have."""
+        self.victim: Unit | None = None
+        """The unit at which its worker died."""
+        self.moved = 0.0
+        """When it last had a result."""
+        self._ended = 0
+        self._since = 0.0
+
+    def end(self, unit: Unit, items: int, now: float) -> None:
+        """A unit has ended, in which so many items were run."""
+        under_way = self.under_way
+        if under_way[0] is unit:
+            under_way.popleft()
+        else:
+            under_way.remove(unit)
+        self._ended += items
+        self.moved = now
+
+    def widen(self, now: float) -> None:
+        """Set the window to what took `_AHEAD_SECONDS` lately; it grows by doubling, and shrinks at once."""
+        if self._ended:
+            seconds = max((now - self._since) / self._ended, 1e-7)
+            self.window = max(1, min(_MOST_AHEAD, self.window * 2, int(_AHEAD_SECONDS / seconds)))
+        self._ended = 0
+        self._since = now
+
+    def enlarge(self, now: float) -> None:
+        """Set the size of the next batch to what took `_BATCH_SECONDS` lately, likewise."""
+        if self._ended:
+            seconds = max((now - self._since) / self._ended, 1e-7)
+            self.size = max(1, min(_MOST_IN_BATCH, self.size * _GROWTH, int(_BATCH_SECONDS / seconds)))
+        self._ended = 0
+        self._since = now
+
+    def at_work(self) -> Unit | None:
+        """The unit that the worker is at, as far as is known: the oldest that is not said to have begun before."""
+        return next((unit for unit in self.under_way if not unit.started), None)
