@@ -7,6 +7,10 @@ microseconds that is most of the time. So there is a second thing under way behi
   other that a free worker could take;
 * of batches two, each made to take 5 ms.
 
+What an item costs is what its worker says, or what it takes to send it, if that is more. Not the time from result to
+result: with many workers on few CPUs each waits for the others most of that time, and its window would stay small just
+where every message costs a switch between processes (64 workers on two CPUs did a fortieth of the items).
+
 What this module does not know: how calls travel, and what becomes of results (``mapping.py``).
 """
 
@@ -33,7 +37,8 @@ _MOST_AHEAD: Final = 256
 _BATCH_SECONDS: Final = BUDGET_SECONDS / 4
 _BATCHES: Final = 2
 _MOST_IN_BATCH: Final = 1 << 14
-_GROWTH: Final = 4
+_EVIDENCE: Final = 4
+"""A window may be a quarter of the items that have ended, in all lanes, when they were as quick as that."""
 
 
 class Unit(Completion):
@@ -86,12 +91,21 @@ class Unit(Completion):
         self.note(self)
 
 
+class Pace:
+    """What all lanes of a map know together."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+        """Items."""
+
+
 class Lane:
     """The units under way to one worker, in the order in which they were sent."""
 
-    __slots__ = ("_ended", "_since", "moved", "size", "under_way", "victim", "window")
+    __slots__ = ("_busy_ns", "_ended", "_pace", "_sending", "_sent", "moved", "size", "under_way", "victim", "window")
 
-    def __init__(self, *, batches: bool) -> None:
+    def __init__(self, pace: Pace, *, batches: bool) -> None:
+        self._pace = pace
         self.under_way: deque[Unit] = deque()
         self.window = _BATCHES if batches else 1
         """How many units may be under way."""
@@ -101,34 +115,55 @@ class Lane:
         """The unit at which its worker died."""
         self.moved = 0.0
         """When it last had a result."""
+        # Since the last look:
+        self._busy_ns = 0
         self._ended = 0
-        self._since = 0.0
+        self._sending = 0.0
+        self._sent = 0
 
-    def end(self, unit: Unit, items: int, now: float) -> None:
-        """A unit has ended, in which so many items were run."""
+    def sent(self, units: Sequence[Unit], seconds: float) -> None:
+        """Units are under way; so long it took to send them."""
+        self.under_way.extend(units)
+        self._sending += seconds
+        for unit in units:
+            self._sent += len(unit.items)
+
+    def end(self, unit: Unit, items: int, nanoseconds: int, now: float) -> None:
+        """A unit has ended, in which so many items were run, in such a time."""
         under_way = self.under_way
         if under_way[0] is unit:
             under_way.popleft()
         else:
             under_way.remove(unit)
         self._ended += items
+        self._busy_ns += nanoseconds
+        self._pace.ended += items
         self.moved = now
 
-    def widen(self, now: float) -> None:
-        """Set the window to what took `_AHEAD_SECONDS` lately; it grows by doubling, and shrinks at once."""
-        if self._ended:
-            seconds = max((now - self._since) / self._ended, 1e-7)
-            self.window = max(1, min(_MOST_AHEAD, self.window * 2, int(_AHEAD_SECONDS / seconds)))
-        self._ended = 0
-        self._since = now
+    def widen(self) -> None:
+        """Set the window to what takes `_AHEAD_SECONDS`; it grows step by step, and shrinks at once."""
+        seconds = self._item_seconds()
+        if seconds is not None:
+            most = max(self.window * 2, self._pace.ended // _EVIDENCE)
+            self.window = max(1, min(_MOST_AHEAD, most, int(_AHEAD_SECONDS / seconds)))
 
-    def enlarge(self, now: float) -> None:
-        """Set the size of the next batch to what took `_BATCH_SECONDS` lately, likewise."""
-        if self._ended:
-            seconds = max((now - self._since) / self._ended, 1e-7)
-            self.size = max(1, min(_MOST_IN_BATCH, self.size * _GROWTH, int(_BATCH_SECONDS / seconds)))
-        self._ended = 0
-        self._since = now
+    def enlarge(self) -> None:
+        """Set the size of the next batch to what takes `_BATCH_SECONDS`, likewise."""
+        seconds = self._item_seconds()
+        if seconds is not None:
+            most = max(self.size * 4, self._pace.ended // _EVIDENCE)
+            self.size = max(1, min(_MOST_IN_BATCH, most, int(_BATCH_SECONDS / seconds)))
+
+    def _item_seconds(self) -> float | None:
+        """What an item cost since the last look; None: nothing is known."""
+        if not self._ended:
+            return None
+        seconds = max(self._busy_ns * 1e-9 / self._ended, 1e-7)
+        if self._sent:
+            seconds = max(seconds, self._sending / self._sent)
+        self._busy_ns = self._ended = self._sent = 0
+        self._sending = 0.0
+        return seconds
 
     def at_work(self) -> Unit | None:
         """The unit that the worker is at, as far as is known: the oldest that is not said to have begun before."""

@@ -41,7 +41,7 @@ from hybriddist.errors import (
 )
 from hybriddist.future import Future
 from hybriddist.ids import DRIVER
-from hybriddist.lanes import Lane, Unit
+from hybriddist.lanes import Lane, Pace, Unit
 from hybriddist.outcomes import Outcomes
 from hybriddist.runtime.asking import LOST
 from hybriddist.runtime.completion import Completion
@@ -91,6 +91,7 @@ class Mapping:
         self._crew = crew
         self._batch_size = batch_size
         self._item_timeout = item_timeout
+        self._pace = Pace()
         self._lanes: dict[int, Lane] = {}
         self._hungry: set[int] = set()
         """The lanes that may have room."""
@@ -182,7 +183,7 @@ class Mapping:
         if now - self._looked >= _LOOK_SECONDS or not self._lanes:
             self._looked = now
             for pid in self._crew.newcomers(self._lanes, self._supply.left()):
-                self._lanes[pid] = Lane(batches=self._batched)
+                self._lanes[pid] = Lane(self._pace, batches=self._batched)
                 self._hungry.add(pid)
         working = {DRIVER, *self._process.membership.workers()}
         for pid in sorted(self._hungry):
@@ -199,9 +200,9 @@ class Mapping:
     def _fill(self, pid: int, lane: Lane) -> bool:
         """Send until the window is full; False if there is nothing to send."""
         if self._batched:
-            lane.enlarge(time.monotonic())
+            lane.enlarge()
         elif self._item_timeout is None:  # else each goes alone, to the thread that interrupts reach best
-            lane.widen(time.monotonic())
+            lane.widen()
         if pid == self._process.pid:
             return self._start_here(pid, lane)
         while (room := lane.window - len(lane.under_way)) > 0:
@@ -234,7 +235,7 @@ class Mapping:
         unit = Unit(indices, items)
         unit.send_to(pid, None, self._note, time.monotonic(), shared=False)
         unit.future = future = remotecall(self._f, pid, *self._arguments(unit))
-        lane.under_way.append(unit)
+        lane.sent((unit,), 0.0)
         future.add_done_callback(partial(_end_here, unit))
         return True
 
@@ -248,6 +249,7 @@ class Mapping:
                 unit.send_to(pid, peer, self._note, now, shared=shared)
             f = self._crew.prepared(self._f, pid)
             self._process.start_each(f, peer, [self._arguments(unit) for unit in units], units)
+            lane.sent(units, time.monotonic() - now)
         except ProcessExitedException:
             # It went before it was asked: the items are still ours to give to another.
             self._supply.give_back(entry for unit in units for entry in unit.entries())
@@ -256,7 +258,6 @@ class Mapping:
             return False
         except SerializeError as error:
             return self._send_singly(pid, lane, units, error)
-        lane.under_way.extend(units)
         return True
 
     def _send_singly(self, pid: int, lane: Lane, units: list[Unit], error: SerializeError) -> bool:
@@ -267,7 +268,7 @@ class Mapping:
         peer = self._process.peer(pid)
         if not self._process.function_key(peer, self._f):
             self._process.encode(self._f, pid)  # if it is the function, no item can be sent: raised here
-        lane.under_way.extend(units)
+        lane.sent(units, 0.0)
         units[0].complete(_NOT_SENT, error)
         return True
 
@@ -295,7 +296,12 @@ class Mapping:
                 self._supply.again(entry, 0.0)
         else:
             count = self._settle(unit)
-        lane.end(unit, count, time.monotonic())
+        now = time.monotonic()
+        if unit.peer is None:
+            nanoseconds = int((now - unit.sent) * 1e9)
+        else:
+            nanoseconds = unit.content.nanoseconds if outcome == Outcome.VALUE else 0
+        lane.end(unit, count, nanoseconds, now)
         if not lane.under_way and (lane.victim is not None or self._supply.is_empty()):
             self._retire(unit.pid)
         elif lane.victim is None:

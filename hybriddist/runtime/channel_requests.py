@@ -115,7 +115,7 @@ class RequestAsker(Asker):
         peer = self.peer
         peer.requests.pop(self.call_id, None)
         try:
-            peer.post(new(Result, (self.call_id, outcome, body, buffers)), borrowed=borrowed)
+            peer.post(new(Result, (self.call_id, outcome, body, buffers, 0)), borrowed=borrowed)
         except TransportError:
             if self.operation == _TAKE and outcome == _VALUE and self.channel is not None:
                 self.channel.give_back(item)
