@@ -266,8 +266,7 @@ class Mapping:
             alone = [Unit((index,), (item,)) for unit in units for index, item in unit.entries()]
             return all([self._send(pid, lane, [unit]) for unit in alone])
         peer = self._process.peer(pid)
-        if not self._process.function_key(peer, self._f):
-            self._process.encode(self._f, pid)  # if it is the function, no item can be sent: raised here
+        self._process.check_function(peer, self._f)  # if it is the function, no item can be sent: raised here
         lane.sent(units, 0.0)
         units[0].complete(_NOT_SENT, error)
         return True
