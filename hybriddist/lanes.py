@@ -51,7 +51,7 @@ class Unit(Completion):
         peer: None: it runs in this process, and ``future`` brings its result.
         shared: whether it was sent in one message with others.
         sent: when (`time.monotonic`).
-        begun: when it is known to have begun out of its turn; 0.0 otherwise.
+        begun: when its worker said that it begins (`time.monotonic`); 0.0: it has not said so.
         overdue: when it has run for too long and was interrupted: the time at which its worker is given up.
     """
 
@@ -79,7 +79,7 @@ class Unit(Completion):
         return zip(self.indices[first:], self.items[first:], strict=True)
 
     def begin(self) -> None:
-        """The worker says that it begins, while an older one has no result."""
+        """The worker says that it begins."""
         super().begin()
         self.begun = monotonic()
 
@@ -102,7 +102,7 @@ class Pace:
 class Lane:
     """The units under way to one worker, in the order in which they were sent."""
 
-    __slots__ = ("_busy_ns", "_ended", "_pace", "_sending", "_sent", "moved", "size", "under_way", "victim", "window")
+    __slots__ = ("_busy_ns", "_ended", "_pace", "_sending", "_sent", "size", "under_way", "victim", "window")
 
     def __init__(self, pace: Pace, *, batches: bool) -> None:
         self._pace = pace
@@ -113,8 +113,6 @@ class Lane:
         """How many items a unit may have."""
         self.victim: Unit | None = None
         """The unit at which its worker died."""
-        self.moved = 0.0
-        """When it last had a result."""
         # Since the last look:
         self._busy_ns = 0
         self._ended = 0
@@ -128,7 +126,7 @@ class Lane:
         for unit in units:
             self._sent += len(unit.items)
 
-    def end(self, unit: Unit, items: int, nanoseconds: int, now: float) -> None:
+    def end(self, unit: Unit, items: int, nanoseconds: int) -> None:
         """A unit has ended, in which so many items were run, in such a time."""
         under_way = self.under_way
         if under_way[0] is unit:
@@ -138,7 +136,6 @@ class Lane:
         self._ended += items
         self._busy_ns += nanoseconds
         self._pace.ended += items
-        self.moved = now
 
     def widen(self) -> None:
         """Set the window to what takes `_AHEAD_SECONDS`; it grows step by step, and shrinks at once."""

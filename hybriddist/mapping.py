@@ -11,8 +11,8 @@ A worker answers unit by unit. It says so when it begins one while an older one 
 known which units had begun, and which never did: only those are given to others. A worker that maps takes its share
 too: one unit at a time, on another thread, while this one waits.
 
-**Time limits.** An item counts from its own begin: when it was sent or the one before it ended, or when the worker said
-so. One that is over its limit is interrupted; if its worker does not react, the worker is ended and replaced.
+**Time limits.** An item counts from its own begin, which the worker announces. One that is over its limit is
+interrupted; if its worker does not react, the worker is ended and replaced.
 
 What this module does not know: how calls travel, who works (``crew.py``), how much goes to whom (``lanes.py``), what is
 left to do (``supply.py``), and what errors and results come to (``outcomes.py``).
@@ -53,6 +53,9 @@ _LOOK_SECONDS: Final = 0.1
 
 _REACTION_SECONDS: Final = 1.0
 """For an interrupted item to end; then its worker is given up."""
+
+_IMPORT_SECONDS: Final = 30.0
+"""An item that has not begun: its worker imports what the function needs. That has a limit too."""
 
 _NOT_SENT: Final = -2
 """Outcome of an item that cannot be pickled; the content is the exception."""
@@ -163,7 +166,8 @@ class Mapping:
             times = [_LOOK_SECONDS, self._supply.seconds()]
         if self._item_timeout is not None:
             now = time.monotonic()
-            times += [self._limit(lane, unit) - now for lane, unit in self._running()]
+            # Nobody wakes us when an item begins: so it is looked for.
+            times += [self._limit(unit) - now if unit.begun else _LOOK_SECONDS for unit in self._under_way()]
         return max(0.0, min(times)) if times else None
 
     def _note(self, unit: Unit) -> None:
@@ -234,6 +238,7 @@ class Mapping:
             return False
         unit = Unit(indices, items)
         unit.send_to(pid, None, self._note, time.monotonic(), shared=False)
+        unit.begun = unit.sent
         unit.future = future = remotecall(self._f, pid, *self._arguments(unit))
         lane.sent((unit,), 0.0)
         future.add_done_callback(partial(_end_here, unit))
@@ -248,7 +253,8 @@ class Mapping:
             for unit in units:
                 unit.send_to(pid, peer, self._note, now, shared=shared)
             f = self._crew.prepared(self._f, pid)
-            self._process.start_each(f, peer, [self._arguments(unit) for unit in units], units)
+            arguments = [self._arguments(unit) for unit in units]
+            self._process.start_each(f, peer, arguments, units, announced=self._item_timeout is not None)
             lane.sent(units, time.monotonic() - now)
         except ProcessExitedException:
             # It went before it was asked: the items are still ours to give to another.
@@ -295,12 +301,11 @@ class Mapping:
                 self._supply.again(entry, 0.0)
         else:
             count = self._settle(unit)
-        now = time.monotonic()
         if unit.peer is None:
-            nanoseconds = int((now - unit.sent) * 1e9)
+            nanoseconds = int((time.monotonic() - unit.sent) * 1e9)
         else:
             nanoseconds = unit.content.nanoseconds if outcome == Outcome.VALUE else 0
-        lane.end(unit, count, nanoseconds, now)
+        lane.end(unit, count, nanoseconds)
         if not lane.under_way and (lane.victim is not None or self._supply.is_empty()):
             self._retire(unit.pid)
         elif lane.victim is None:
@@ -360,23 +365,19 @@ class Mapping:
 
     # ---- time limits ------------------------------------------------------------------------------------------
 
-    def _running(self) -> Iterator[tuple[Lane, Unit]]:
-        for lane in self._lanes.values():
-            first = lane.at_work()
-            for unit in lane.under_way:
-                if unit is first or unit.started:
-                    yield lane, unit
+    def _under_way(self) -> Iterator[Unit]:
+        return (unit for lane in self._lanes.values() for unit in lane.under_way)
 
-    def _limit(self, lane: Lane, unit: Unit) -> float:
+    def _limit(self, unit: Unit) -> float:
         """When this unit is to be ended, or its worker."""
         assert self._item_timeout is not None  # the caller looked
-        return unit.overdue or (unit.begun or max(unit.sent, lane.moved)) + self._item_timeout
+        return unit.overdue or (unit.begun or unit.sent + _IMPORT_SECONDS) + self._item_timeout
 
     def _end_overdue(self) -> None:
         """Interrupt the items that are over their limit, and give up the workers that do not react."""
         now = time.monotonic()
-        for lane, unit in list(self._running()):
-            if unit.done or now < self._limit(lane, unit):
+        for unit in list(self._under_way()):
+            if unit.done or now < self._limit(unit):
                 continue
             if unit.overdue:
                 unit.overdue = float("inf")  # once

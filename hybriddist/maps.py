@@ -28,6 +28,8 @@ LOOK_AHEAD: Final = 16
 
 _MOST_LOOK_AHEAD: Final = 4096
 
+Handler = Callable[[BaseException], Any]
+Check = Callable[[Any, BaseException], Any]
 BatchSize = int | Literal["auto"]
 
 
@@ -83,7 +85,7 @@ def pmap(
     shape = common_shape(task.iterables)
     length = common_length(task.iterables)
     with Progress(progress, length) as bar:
-        outcomes = Outcomes(*task.handling(), bar)
+        outcomes = Outcomes(bar, *task.handling())
         process = current()
         if task.is_local(process):
             steps = iterate_here(process, f, enumerate(task.items()), outcomes, task.threads(process))
@@ -138,7 +140,7 @@ def _iterate(
 def _results(task: _Task, *, ordered: bool, shown: bool) -> Iterator[Any]:
     length = common_length(task.iterables)
     with Progress(shown, length) as bar:
-        outcomes = PassingOutcomes(*task.handling(), bar)
+        outcomes = PassingOutcomes(bar, *task.handling())
         process = current()
         if task.is_local(process):
             steps = iterate_here(process, task.f, enumerate(task.items()), outcomes, task.threads(process))
@@ -267,7 +269,7 @@ class _Task(Record):
     def items(self) -> Iterator[tuple[Any, ...]]:
         return zip(*(flat(iterable) for iterable in self.iterables), strict=False)
 
-    def handling(self) -> tuple[Any, ...]:
+    def handling(self) -> tuple[Handler | None, tuple[float, ...], Check | None]:
         """What `Outcomes` wants to know."""
         return self.on_error, self.delays, self.retry_check
 

@@ -26,10 +26,10 @@ class Outcomes:
 
     def __init__(
         self,
+        bar: Progress,
         on_error: Callable[[BaseException], Any] | None,
         delays: Sequence[float],
         check: Callable[[Any, BaseException], Any] | None,
-        bar: Progress,
     ) -> None:
         self._on_error = on_error
         self._delays = delays

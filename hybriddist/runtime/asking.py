@@ -79,9 +79,18 @@ class Asking:
         return completion
 
     def start_each(
-        self, function: Any, peer: Peer, items: Sequence[tuple[Any, ...]], completions: Sequence[Completion]
+        self,
+        function: Any,
+        peer: Peer,
+        items: Sequence[tuple[Any, ...]],
+        completions: Sequence[Completion],
+        *,
+        announced: bool = False,
     ) -> None:
         """Send several calls in one message. They run one after the other; each completion ends with a `Result`.
+
+        Args:
+            announced: each completion is told when its call begins; else only when it begins out of its turn.
 
         Raises:
             SerializeError, ProcessExitedException: as `start_call`; nothing was sent.
@@ -96,7 +105,7 @@ class Asking:
             for number, completion in enumerate(completions, first):
                 pending[number] = completion
             try:
-                peer.send(new(Call, (first, Mode.EACH, key, 0, count, body, buffers)))
+                peer.send(new(Call, (first, Mode.EACH, key, int(announced), count, body, buffers)))
             except BaseException:
                 for number in range(first, first + count):
                     pending.pop(number, None)

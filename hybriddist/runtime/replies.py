@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from hybriddist.runtime.peer import Peer
 
 
-def reply(
-    peer: Peer, call_id: int, outcome: int, content: Any, *, last: bool = False, nanoseconds: int = 0
-) -> None:
+def reply(peer: Peer, call_id: int, outcome: int, content: Any, *, last: bool = False, nanoseconds: int = 0) -> None:
     """Send the end of a call or request. What cannot be pickled becomes an error; the connection stays.
 
     Args:

@@ -264,7 +264,7 @@ class Each:
     def _run_one(self, number: int, args: tuple[Any, ...], is_main: bool) -> None:
         peer = self._peer
         process = peer.process
-        announced = not is_main or self._shared or peer.each[0] is not self
+        announced = not is_main or self._shared or self._call.whence != 0 or peer.each[0] is not self
         if announced:
             _announce(peer, number)
         begun = perf_counter_ns()
