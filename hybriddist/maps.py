@@ -318,8 +318,7 @@ class _Map:
         except SerializeError as error:
             if shared:  # one of them cannot be pickled. Alone, each is told from the others
                 return all([self._send(pid, lane, [item]) for item in items])
-            if not self._process.function_key(peer, self._f):
-                self._process.encode(self._f, pid)  # if it is the function, no item can be sent: raised here
+            self._process.check_function(peer, self._f)  # if it is the function, no item can be sent: raised here
             lane.under_way.extend(items)
             items[0].complete(_NOT_SENT, error)
             return True

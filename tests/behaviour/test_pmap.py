@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import hybriddist as hd
+from hybriddist.runtime.current import current
 from tests.helpers.polling import poll_for
 
 pytestmark = [
@@ -300,6 +301,26 @@ def test_nested(cluster: list[int]) -> None:
     caller.start()
     caller.join(30)
     assert [[x for x, _ in part] for part in result] == [list(range(5))] * 8
+
+
+def test_results_that_another_thread_receives_wake_the_map(cluster: list[int]) -> None:
+    """The map sleeps on the other connection only, and without a time limit: it has given everything out."""
+    gate = hd.Future()
+    peers = current().peers
+    first, second = peers[cluster[0]], peers[cluster[1]]
+
+    def f(x: int) -> int:
+        if x == 0:
+            raise ValueError
+        return gate.wait(20) and x
+
+    results: list[Any] = []
+    mapping = threading.Thread(target=lambda: results.extend(hd.pmap(f, [0, 1], on_error=lambda _: bool(gate.put(1)))))
+    with first.recv_lock:
+        mapping.start()
+        poll_for(lambda: second.recv_lock.locked())
+    poll_for(lambda: (first.on_ready(), not mapping.is_alive())[1], timeout=10)  # type: ignore[func-returns-value]
+    assert results == [True, 1]
 
 
 def test_from_several_threads_at_once(cluster: list[int]) -> None:
