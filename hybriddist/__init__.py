@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from hybriddist.awaiting import (
         as_completed,
     )
+    from hybriddist.caching_pool import (
+        CachingPool,
+    )
     from hybriddist.calls import (
         fetchfrom,
         remote_do,
@@ -127,6 +130,11 @@ if TYPE_CHECKING:
         imap_unordered,
         pmap,
     )
+    from hybriddist.pools import (
+        AbstractWorkerPool,
+        WorkerPool,
+        default_worker_pool,
+    )
     from hybriddist.runtime.channels import (
         Channel,
     )
@@ -144,7 +152,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AbstractWorkerPool",
     "AuthenticationError",
+    "CachingPool",
     "CapturedException",
     "Channel",
     "ClusterError",
@@ -182,12 +192,14 @@ __all__ = [
     "TransportError",
     "VersionMismatchError",
     "WorkerConfig",
+    "WorkerPool",
     "addprocs",
     "as_completed",
     "channel_from_id",
     "clear",
     "close",
     "cluster_cookie",
+    "default_worker_pool",
     "distributed",
     "everywhere",
     "fetch",
@@ -332,6 +344,12 @@ _HOMES: Final = {
     ),
     "hybriddist.managers.local": ("LocalManager",),
     "hybriddist.maps": ("imap", "imap_unordered", "pmap"),
+    "hybriddist.caching_pool": ("CachingPool",),
+    "hybriddist.pools": (
+        "AbstractWorkerPool",
+        "WorkerPool",
+        "default_worker_pool",
+    ),
     "hybriddist.runtime.channels": ("Channel",),
     "hybriddist.runtime.start": ("start_worker",),
     "hybriddist.runtime.status": (

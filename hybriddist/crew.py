@@ -11,14 +11,17 @@ What this module does not know: what is to be done.
 from __future__ import annotations
 
 import sys
-from collections.abc import Container, Sized
+from collections.abc import Callable, Container, Sized
 from typing import Any, Final, Protocol
 
 from hybriddist.cluster import replace_worker
-from hybriddist.errors import HybridDistError, ProcessExitedException
+from hybriddist.errors import ClusterError, HybridDistError, ProcessExitedException
 from hybriddist.ids import DRIVER
 from hybriddist.pools import AbstractWorkerPool
 from hybriddist.runtime.process import Process
+
+_TAKE_SECONDS: Final = 0.02
+"""For a worker that is said to be free: the pool may be on another process."""
 
 _POOL_SECONDS: Final = 0.1
 """How long a map without any worker waits for the pool before it looks at what else there is."""
@@ -58,9 +61,9 @@ class Crew:
             raise ProcessExitedException(0, "all workers are gone while a map was running")
         return [pid for pid in pids if pid not in known and (pid == own or membership.may_connect(own, pid))]
 
-    def prepared(self, f: Any, pid: int) -> Any:
-        """What is to be called on a worker."""
-        return f
+    def function_on(self, pid: int, f: Callable[..., Any]) -> tuple[Callable[..., Any], Any]:
+        """What is to be called on a worker, and what is to be kept until it has ended."""
+        return f, None
 
     def dismiss(self, pid: int) -> None:
         """There is nothing more for this worker."""
@@ -104,9 +107,12 @@ class PoolCrew(Crew):
         """
         found: list[int] = []
         while (wanted is None or len(found) < wanted) and self._pool.isready():
-            pid = self._take(0.0)
+            pid = self._take(_TAKE_SECONDS)
             if pid is None:
                 break  # somebody was faster
+            if pid in known or pid in found:  # the pool gives one several times: pid 1, where there are no workers
+                self._pool.put(pid)
+                break
             found.append(pid)
         if not found and not len(known):
             own = self._process.pid
@@ -122,11 +128,15 @@ class PoolCrew(Crew):
             pid = self._pool.take(timeout=seconds)
         except TimeoutError:
             return None
+        except ClusterError:
+            if self._replacements:  # the last member is gone, and another is on its way
+                return None
+            raise
         self._taken.add(pid)
         return pid
 
-    def prepared(self, f: Any, pid: int) -> Any:
-        return self._pool.prepared(f, pid)
+    def function_on(self, pid: int, f: Callable[..., Any]) -> tuple[Callable[..., Any], Any]:
+        return self._pool.function_on(pid, f) if pid in self._taken else (f, None)
 
     def dismiss(self, pid: int) -> None:
         if pid in self._taken:

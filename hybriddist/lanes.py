@@ -102,7 +102,24 @@ class Pace:
 class Lane:
     """The units under way to one worker, in the order in which they were sent."""
 
-    __slots__ = ("_busy_ns", "_ended", "_pace", "_sending", "_sent", "size", "under_way", "victim", "window")
+    __slots__ = (
+        "_busy_ns",
+        "_ended",
+        "_pace",
+        "_sending",
+        "_sent",
+        "f",
+        "kept",
+        "size",
+        "under_way",
+        "victim",
+        "window",
+    )
+
+    f: Callable[..., Any]
+    """What is called on this worker."""
+    kept: Any
+    """Must live as long as that is called."""
 
     def __init__(self, pace: Pace, *, batches: bool) -> None:
         self._pace = pace

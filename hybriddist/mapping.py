@@ -88,7 +88,8 @@ class Mapping:
     ) -> None:
         self._process = process
         self._batched = batch_size == 0
-        self._f = partial(run_batch, f, several=several) if self._batched else f
+        self._f = f
+        self._several = several
         self._supply = supply
         self._outcomes = outcomes
         self._crew = crew
@@ -187,8 +188,7 @@ class Mapping:
         if now - self._looked >= _LOOK_SECONDS or not self._lanes:
             self._looked = now
             for pid in self._crew.newcomers(self._lanes, self._supply.left()):
-                self._lanes[pid] = Lane(self._pace, batches=self._batched)
-                self._hungry.add(pid)
+                self._open_lane(pid)
         working = {DRIVER, *self._process.membership.workers()}
         for pid in sorted(self._hungry):
             lane = self._lanes[pid]
@@ -200,6 +200,17 @@ class Mapping:
                 elif not self._fill(pid, lane):
                     return
             self._hungry.discard(pid)
+
+    def _open_lane(self, pid: int) -> None:
+        """A worker takes part."""
+        lane = self._lanes[pid] = Lane(self._pace, batches=self._batched)
+        self._hungry.add(pid)
+        try:
+            f, lane.kept = self._crew.function_on(pid, self._f)
+        except ProcessExitedException:  # a moment ago it was there
+            self._retire(pid)
+            return
+        lane.f = partial(run_batch, f, several=self._several) if self._batched else f
 
     def _fill(self, pid: int, lane: Lane) -> bool:
         """Send until the window is full; False if there is nothing to send."""
@@ -239,7 +250,7 @@ class Mapping:
         unit = Unit(indices, items)
         unit.send_to(pid, None, self._note, time.monotonic(), shared=False)
         unit.begun = unit.sent
-        unit.future = future = remotecall(self._f, pid, *self._arguments(unit))
+        unit.future = future = remotecall(lane.f, pid, *self._arguments(unit))
         lane.sent((unit,), 0.0)
         future.add_done_callback(partial(_end_here, unit))
         return True
@@ -252,9 +263,8 @@ class Mapping:
             now = time.monotonic()
             for unit in units:
                 unit.send_to(pid, peer, self._note, now, shared=shared)
-            f = self._crew.prepared(self._f, pid)
             arguments = [self._arguments(unit) for unit in units]
-            self._process.start_each(f, peer, arguments, units, announced=self._item_timeout is not None)
+            self._process.start_each(lane.f, peer, arguments, units, announced=self._item_timeout is not None)
             lane.sent(units, time.monotonic() - now)
         except ProcessExitedException:
             # It went before it was asked: the items are still ours to give to another.
@@ -272,7 +282,7 @@ class Mapping:
             alone = [Unit((index,), (item,)) for unit in units for index, item in unit.entries()]
             return all([self._send(pid, lane, [unit]) for unit in alone])
         peer = self._process.peer(pid)
-        self._process.check_function(peer, self._f)  # if it is the function, no item can be sent: raised here
+        self._process.check_function(peer, lane.f)  # if it is the function, no item can be sent: raised here
         lane.sent(units, 0.0)
         units[0].complete(_NOT_SENT, error)
         return True

@@ -32,6 +32,7 @@ FLOORS = [
         "evaluation",
         "scopes",
         "pools",
+        "caching_pool",
         "maps",
         "mapping",
         "maps_here",

@@ -16,6 +16,7 @@ from hybriddist.core.messages import ANSWERED, Call, Cancel, Define, Forget, Mod
 from hybriddist.errors import RemoteException, TransportError
 from hybriddist.ids import RRID
 from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.waiting import wait_for_room
 
 if TYPE_CHECKING:
     from hybriddist.runtime.claims import References
@@ -165,17 +166,25 @@ class Asking:
         self, peer: Peer, operation: int, rrid: RRID, body: Any = b"", buffers: Any = (),
         completion: Completion | None = None,
     ) -> Completion:  # fmt: skip
-        """Ask the holder of a reference for an operation; its completion ends with a `Result`."""
+        """Ask the holder of a reference for an operation; its completion ends with a `Result`.
+
+        Raises:
+            ProcessExitedException: the process is gone; nothing was sent.
+            KeyboardInterrupt: if ``completion`` is pending, the request was sent, and may bring what is to be kept.
+        """
         call_id = next(self._ids)
         if completion is None:
             completion = Completion()
+        request = new(Request, (call_id, operation, rrid.whence, rrid.id, body, buffers))
         peer.pending[call_id] = completion
         try:
-            peer.send(new(Request, (call_id, operation, rrid.whence, rrid.id, body, buffers)))
+            # Not `send`: at its beginning a Ctrl-C could strike, before anything is sent.
+            if not peer._send_now(request):
+                wait_for_room(peer)
         except TransportError:
             peer.pending.pop(call_id, None)
             raise self.links.gone(peer) from None
-        except BaseException:
+        except Exception:
             peer.pending.pop(call_id, None)
             raise
         return completion

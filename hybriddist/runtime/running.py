@@ -156,6 +156,7 @@ def run_here(
     kwargs: dict[str, Any],
     rrid: RRID | None,
     entry: Completion | None,
+    ended: Callable[[], None] | None = None,
 ) -> None:
     """A call of the process to itself, on an executor thread, by reference."""
     errand = (None, 0, *(rrid or (0, 0)))
@@ -172,6 +173,8 @@ def run_here(
         outcome = Outcome.VALUE
     except BaseException as error:
         value, outcome = captured.capture(error), Outcome.ERROR
+    if ended is not None:
+        ended()
     if rrid is not None:
         process.store.finish(rrid, outcome, value)
     elif outcome == Outcome.ERROR:
