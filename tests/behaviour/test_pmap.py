@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 import hybriddist as hd
+from hybriddist.deadline import Deadline
+from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.current import current
+from hybriddist.runtime.waiting import wait_for_any
 from tests.helpers.polling import poll_for
 
 pytestmark = [
@@ -303,24 +306,21 @@ def test_nested(cluster: list[int]) -> None:
     assert [[x for x, _ in part] for part in result] == [list(range(5))] * 8
 
 
-def test_results_that_another_thread_receives_wake_the_map(cluster: list[int]) -> None:
-    """The map sleeps on the other connection only, and without a time limit: it has given everything out."""
-    gate = hd.Future()
-    peers = current().peers
-    first, second = peers[cluster[0]], peers[cluster[1]]
-
-    def f(x: int) -> int:
-        if x == 0:
-            raise ValueError
-        return gate.wait(20) and x
-
-    results: list[Any] = []
-    mapping = threading.Thread(target=lambda: results.extend(hd.pmap(f, [0, 1], on_error=lambda _: bool(gate.put(1)))))
+def test_what_another_thread_receives_wakes_whoever_waits_for_several(cluster: list[int]) -> None:
+    """As a map does. One of the connections is in other hands, and it is there that the awaited comes."""
+    process = current()
+    first, second = (process.peers[pid] for pid in cluster[:2])
+    news = Completion()
+    woken: list[bool] = []
+    waiting = threading.Thread(
+        target=lambda: woken.append(wait_for_any([first, second], news, process.spin_policy, Deadline(20)))
+    )
     with first.recv_lock:
-        mapping.start()
+        waiting.start()
         poll_for(lambda: second.recv_lock.locked())
-    poll_for(lambda: (first.on_ready(), not mapping.is_alive())[1], timeout=10)  # type: ignore[func-returns-value]
-    assert results == [True, 1]
+        news.complete(0, None)
+        waiting.join(5)
+    assert woken == [True]
 
 
 def test_from_several_threads_at_once(cluster: list[int]) -> None:
