@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from hybriddist.core import captured
 from hybriddist.core.packed import pack, unpack
+from hybriddist.errors import DeserializeError, HybridDistError, RemoteException
 from hybriddist.limits import MIB
 from hybriddist.records import Record
 from hybriddist.runtime.current import current
@@ -114,3 +115,20 @@ def _ready(value: Any) -> tuple[Any, int]:
     data = pack(value)
     # What has references in it is pickled once more, for the process that gets it: each gets claims of its own.
     return (Packed(data) if references.pickled == before else value), len(data)
+
+
+def open_report(report: Report, pid: int) -> dict[int, HybridDistError]:
+    """Put the values of a report that was made on process ``pid`` in the places of those that are packed.
+
+    Returns:
+        What went wrong, by position.
+    """
+    failed: dict[int, HybridDistError] = {
+        position: RemoteException(pid, error) for position, error in report.errors.items()
+    }
+    for position in report.packed:
+        try:
+            report.values[position] = report.values[position].unpack()
+        except DeserializeError as error:
+            failed[position] = error
+    return failed

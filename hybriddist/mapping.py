@@ -27,18 +27,12 @@ from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any, Final
 
-from hybriddist.batches import Report, run_batch
+from hybriddist.batches import Report, open_report, run_batch
 from hybriddist.calls import remotecall
 from hybriddist.core.messages import Outcome
 from hybriddist.crew import Crew
 from hybriddist.deadline import Deadline
-from hybriddist.errors import (
-    DeserializeError,
-    HybridDistError,
-    ProcessExitedException,
-    RemoteException,
-    SerializeError,
-)
+from hybriddist.errors import HybridDistError, ProcessExitedException, SerializeError
 from hybriddist.future import Future
 from hybriddist.ids import DRIVER
 from hybriddist.lanes import Lane, Pace, Unit
@@ -339,19 +333,14 @@ class Mapping:
         return 1
 
     def _settle_batch(self, unit: Unit, report: Report) -> int:
-        values, packed, errors = report
+        values = report.values
         count = len(values)
         if count < len(unit.items):
             self._supply.give_back(unit.entries(count))
-        if not packed and not errors:
+        failed = open_report(report, unit.pid)
+        if not failed:
             self._outcomes.values(unit.indices, values)
             return count
-        failed: dict[int, Exception] = {at: RemoteException(unit.pid, captured) for at, captured in errors.items()}
-        for at in packed:
-            try:
-                values[at] = values[at].unpack()
-            except DeserializeError as error:
-                failed[at] = error
         for at, value in enumerate(values):
             if at not in failed:
                 self._outcomes.value(unit.indices[at], value)
