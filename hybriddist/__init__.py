@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from hybriddist.awaiting import (
         as_completed,
     )
+    from hybriddist.caching_pool import (
+        CachingPool,
+    )
     from hybriddist.calls import (
         fetchfrom,
         remote_do,
@@ -126,7 +129,14 @@ if TYPE_CHECKING:
         LocalManager,
     )
     from hybriddist.maps import (
+        imap,
+        imap_unordered,
         pmap,
+    )
+    from hybriddist.pools import (
+        AbstractWorkerPool,
+        WorkerPool,
+        default_worker_pool,
     )
     from hybriddist.retrying import (
         ExponentialBackOff,
@@ -149,7 +159,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AbstractWorkerPool",
     "AuthenticationError",
+    "CachingPool",
     "CapturedException",
     "Channel",
     "ClusterError",
@@ -188,6 +200,7 @@ __all__ = [
     "TransportError",
     "VersionMismatchError",
     "WorkerConfig",
+    "WorkerPool",
     "addprocs",
     "as_completed",
     "asyncmap",
@@ -195,6 +208,7 @@ __all__ = [
     "clear",
     "close",
     "cluster_cookie",
+    "default_worker_pool",
     "distributed",
     "everywhere",
     "fetch",
@@ -213,6 +227,8 @@ __all__ = [
     "off_worker",
     "on_worker",
     "path_to",
+    "imap",
+    "imap_unordered",
     "pmap",
     "process_messages",
     "procs",
@@ -338,7 +354,13 @@ _HOMES: Final = {
         "process_messages",
     ),
     "hybriddist.managers.local": ("LocalManager",),
-    "hybriddist.maps": ("pmap",),
+    "hybriddist.maps": ("imap", "imap_unordered", "pmap"),
+    "hybriddist.caching_pool": ("CachingPool",),
+    "hybriddist.pools": (
+        "AbstractWorkerPool",
+        "WorkerPool",
+        "default_worker_pool",
+    ),
     "hybriddist.retrying": (
         "ExponentialBackOff",
         "retry",

@@ -71,6 +71,12 @@ Python, and handled only between two bytecodes."""
 OUTBOX_BYTES: Final = 8 * MIB
 """Bytes queued to one peer before senders wait for room."""
 
+# ---- functions --------------------------------------------------------------------------------------------------
+
+KEPT_DEFINITIONS_BYTES: Final = 64 * MIB
+"""Pickles of functions that a process keeps for its other connections. Pickling 64 MiB anew takes some 50 ms; to keep
+more would cost memory that the user knows nothing of. A larger one is made for each connection."""
+
 # ---- removing ---------------------------------------------------------------------------------------------------
 
 POLITE_EXIT_SECONDS: Final = 3.0

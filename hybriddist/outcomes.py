@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,27 +18,50 @@ from hybriddist.progress import Progress
 
 
 class Outcomes:
-    """What becomes of the items' ends."""
+    """What becomes of the items' ends; keeps all results, in order.
+
+    Attributes:
+        results: by index; complete when all items have ended.
+    """
 
     def __init__(
         self,
+        bar: Progress,
         on_error: Callable[[BaseException], Any] | None,
         delays: Sequence[float],
         check: Callable[[Any, BaseException], Any] | None,
-        bar: Progress,
     ) -> None:
         self._on_error = on_error
         self._delays = delays
         self._check = check
         self._states: dict[int, tuple[int, Any]] = {}
-        self.results: dict[int, Any] = {}
-        self.bar = bar
+        self.results: list[Any] = []
+        self._bar = bar
 
     def value(self, index: int, value: Any) -> None:
         """An item succeeded."""
-        self.results[index] = value
-        self._states.pop(index, None)
-        self.bar.advance()
+        results = self.results
+        if index == len(results):
+            results.append(value)
+        else:
+            self._make_room(index + 1)
+            results[index] = value
+        self._bar.advance()
+
+    def values(self, indices: Sequence[int], values: list[Any]) -> None:
+        """Several items succeeded."""
+        if type(indices) is range:
+            self._make_room(indices.start + len(values))
+            self.results[indices.start : indices.start + len(values)] = values
+            self._bar.advance(len(values))
+        else:
+            for index, value in zip(indices, values, strict=False):
+                self.value(index, value)
+
+    def _make_room(self, length: int) -> None:
+        missing = length - len(self.results)
+        if missing > 0:
+            self.results.extend([None] * missing)
 
     def error(self, index: int, error: Exception) -> float | None:
         """An item failed.
@@ -70,10 +94,38 @@ class Outcomes:
         _set_index(final, index)
         raise final
 
-    def in_order(self) -> list[Any]:
-        """The results by index."""
-        results = self.results
-        return [results[index] for index in range(len(results))]
+
+class PassingOutcomes(Outcomes):
+    """Keeps the results only until somebody takes them, in the order in which they come.
+
+    Attributes:
+        waiting: by index.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.waiting: dict[int, Any] = {}
+
+    def value(self, index: int, value: Any) -> None:
+        self.waiting[index] = value
+        self._bar.advance()
+
+    def values(self, indices: Sequence[int], values: list[Any]) -> None:
+        self.waiting.update(zip(indices, values, strict=False))
+        self._bar.advance(len(values))
+
+    def take(self, index: int | None) -> deque[Any]:
+        """Take the results from ``index`` on, as far as they are there; None: all that are."""
+        waiting = self.waiting
+        if index is None:
+            came = deque(waiting.values())
+            waiting.clear()
+            return came
+        came = deque()
+        while index in waiting:
+            came.append(waiting.pop(index))
+            index += 1
+        return came
 
 
 def original_of(error: BaseException) -> BaseException:
