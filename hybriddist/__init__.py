@@ -11,8 +11,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from hybriddist.asyncmaps import (
+        asyncmap,
+    )
     from hybriddist.awaiting import (
         as_completed,
+    )
+    from hybriddist.caching_pool import (
+        CachingPool,
     )
     from hybriddist.calls import (
         fetchfrom,
@@ -123,7 +129,18 @@ if TYPE_CHECKING:
         LocalManager,
     )
     from hybriddist.maps import (
+        imap,
+        imap_unordered,
         pmap,
+    )
+    from hybriddist.pools import (
+        AbstractWorkerPool,
+        WorkerPool,
+        default_worker_pool,
+    )
+    from hybriddist.retrying import (
+        ExponentialBackOff,
+        retry,
     )
     from hybriddist.runtime.channels import (
         Channel,
@@ -142,7 +159,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AbstractWorkerPool",
     "AuthenticationError",
+    "CachingPool",
     "CapturedException",
     "Channel",
     "ClusterError",
@@ -150,6 +169,7 @@ __all__ = [
     "CompositeException",
     "ConnectError",
     "DeserializeError",
+    "ExponentialBackOff",
     "FrameCorruptError",
     "FrameTooLargeError",
     "Future",
@@ -180,12 +200,15 @@ __all__ = [
     "TransportError",
     "VersionMismatchError",
     "WorkerConfig",
+    "WorkerPool",
     "addprocs",
     "as_completed",
+    "asyncmap",
     "channel_from_id",
     "clear",
     "close",
     "cluster_cookie",
+    "default_worker_pool",
     "distributed",
     "everywhere",
     "fetch",
@@ -204,6 +227,8 @@ __all__ = [
     "off_worker",
     "on_worker",
     "path_to",
+    "imap",
+    "imap_unordered",
     "pmap",
     "process_messages",
     "procs",
@@ -216,6 +241,7 @@ __all__ = [
     "remotecall_fetch",
     "remotecall_wait",
     "remoteref_id",
+    "retry",
     "rmprocs",
     "set_status",
     "shutdown",
@@ -230,6 +256,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "hybriddist.asyncmaps": ("asyncmap",),
     "hybriddist.calls": (
         "fetchfrom",
         "remote_do",
@@ -327,7 +354,17 @@ _HOMES: Final = {
         "process_messages",
     ),
     "hybriddist.managers.local": ("LocalManager",),
-    "hybriddist.maps": ("pmap",),
+    "hybriddist.maps": ("imap", "imap_unordered", "pmap"),
+    "hybriddist.caching_pool": ("CachingPool",),
+    "hybriddist.pools": (
+        "AbstractWorkerPool",
+        "WorkerPool",
+        "default_worker_pool",
+    ),
+    "hybriddist.retrying": (
+        "ExponentialBackOff",
+        "retry",
+    ),
     "hybriddist.runtime.channels": ("Channel",),
     "hybriddist.runtime.start": ("start_worker",),
     "hybriddist.runtime.status": (

@@ -378,7 +378,7 @@ def _make_channel(factory: Callable[[], Any], rrid: RRID) -> type | str:
     return made.type if isinstance(made, Channel) else object
 
 
-def _new(process: Process, where: int, rrid: RRID, kind: type, flags: int) -> RemoteChannel:
+def new_handle(process: Process, where: int, rrid: RRID, kind: type, flags: int) -> RemoteChannel:
     handle = RemoteChannel.__new__(RemoteChannel)
     handle._set_up(process, where, rrid, kind, flags)
     return handle
@@ -387,12 +387,12 @@ def _new(process: Process, where: int, rrid: RRID, kind: type, flags: int) -> Re
 def _revive(where: int, rrid: RRID, giver: int, kind: type, flags: int) -> RemoteChannel:
     """A reference has arrived: its canonical handle."""
     process = current()
-    return process.references.arrived(rrid, where, giver, lambda: _new(process, where, rrid, kind, flags))
+    return process.references.arrived(rrid, where, giver, lambda: new_handle(process, where, rrid, kind, flags))
 
 
 def _revive_dead(kind: type, why: str | None) -> RemoteChannel:
     """A reference that went through something that is no cluster: nobody counts it, and there is no channel."""
-    handle = _new(current(), 0, _DEAD, kind, 0)
+    handle = new_handle(current(), 0, _DEAD, kind, 0)
     handle._dead = why or (
         "this RemoteChannel was pickled outside of the cluster (to a file or by another library): the reference is dead"
     )

@@ -167,6 +167,27 @@ def _true_or_false(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
+def replace_worker(pid: int) -> int | None:
+    """End a worker that does not react, and start another one like it.
+
+    Returns:
+        The new pid; None if the worker's manager cannot start a single one (only local workers are replaced).
+
+    Raises:
+        NotDriverError: called on a worker.
+        CompositeException: of the `LaunchError`, if there is no new one.
+    """
+    cluster = cluster_of(current())
+    config, manager, params = cluster.configs.get(pid), cluster.managers.get(pid), cluster.params.get(pid)
+    if config is None or manager is None or params is None:
+        return None  # it is gone already
+    manager.kill(pid, config)
+    if not isinstance(manager, LocalManager):
+        return None
+    (new,) = _launch_and_tell(cluster, LocalManager(1, manager.restrict), {**params, "timeout": None})
+    return new
+
+
 def rmprocs(*pids: Any, waitfor: float | None = None) -> Removal:
     """Remove workers: asked politely, then with SIGTERM, then with SIGKILL.
 
@@ -281,3 +302,6 @@ def shutdown() -> None:
         become(fresh)
         if len(cluster.events):  # they are for all workers, also of the next addprocs
             cluster_of(fresh).events = cluster.events
+    elif process.pid == DRIVER and not process.is_copy:  # no workers so far, but there may be an event loop
+        process.close()
+        become(Process(DRIVER, cookie=process.cookie, membership=process.membership))

@@ -30,10 +30,12 @@ from hybriddist.errors import (
 )
 from hybriddist.future import Future
 from hybriddist.ids import as_pid
+from hybriddist.pools import AbstractWorkerPool
 from hybriddist.runtime.current import current
 from hybriddist.runtime.inquiry import member
 
 D = TypeVar("D", bound=Callable[..., Any])
+P = TypeVar("P", bound=AbstractWorkerPool)
 
 _MISSING: Final = object()
 _OUR_FOLDER: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -163,13 +165,20 @@ def remotecall_all(
     return {pid: values[pid] for pid in pids}
 
 
-def clear(names: str | Iterable[str], pids: int | Iterable[int] | None = None, mod: str = "__main__") -> None:
+@overload
+def clear(names: P) -> P: ...
+@overload
+def clear(names: str | Iterable[str], pids: int | Iterable[int] | None = None, mod: str = "__main__") -> None: ...
+def clear(names: Any, pids: int | Iterable[int] | None = None, mod: str = "__main__") -> Any:
     """Set global variables of other processes to None, so that their values can be freed. Blocks.
 
     Names that are not defined there are skipped. A value that a later call brings along is there again.
 
+    With a worker pool it is ``pool.clear()``: the functions that a `CachingPool` has sent are freed. The pool is
+    returned, and nothing is waited for.
+
     Args:
-        names: one name or several.
+        names: one name or several; or a pool, alone.
         pids: one pid or several. Default: the workers but this process, whose variables are not touched.
         mod: the name of the module; a process that has not loaded it is skipped.
 
@@ -181,8 +190,12 @@ def clear(names: str | Iterable[str], pids: int | Iterable[int] | None = None, m
         >>> import hybriddist as hd
         >>> hd.clear(["table", "index"])
 
-    Source: Julia's Distributed, ``clear!``.
+    Source: Julia's Distributed, ``clear!`` of symbols and of a ``CachingPool``.
     """
+    if isinstance(names, AbstractWorkerPool):
+        if pids is not None or mod != "__main__":
+            raise TypeError("clear of a pool takes no pids and no module: it is about all of its workers")
+        return names.clear()
     checked = _variable_names(names)
     if not isinstance(mod, str):
         raise TypeError(f"mod is the name of a module, not {type(mod).__name__}")
@@ -194,6 +207,7 @@ def clear(names: str | Iterable[str], pids: int | Iterable[int] | None = None, m
         _on_each(where, _clear_here, (checked, mod), {}, "clear failed")
     else:
         remotecall_fetch(_clear_here, where[0], checked, mod)
+    return None
 
 
 # ---- what runs on each process --------------------------------------------------------------------------------------

@@ -81,6 +81,12 @@ FAILURE_GRACE_SECONDS: Final = 0.5
 """When a chunk of a reduction has failed, those under way have so long to fail as well, before they are cancelled. An
 error in the function strikes all of them at once, and the first in order is the one to raise."""
 
+# ---- functions --------------------------------------------------------------------------------------------------
+
+KEPT_DEFINITIONS_BYTES: Final = 64 * MIB
+"""Pickles of functions that a process keeps for its other connections. Pickling 64 MiB anew takes some 50 ms; to keep
+more would cost memory that the user knows nothing of. A larger one is made for each connection."""
+
 # ---- removing ---------------------------------------------------------------------------------------------------
 
 POLITE_EXIT_SECONDS: Final = 3.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from hybriddist.errors import RemoteException
@@ -15,14 +15,15 @@ from hybriddist.outcomes import Outcomes
 from hybriddist.runtime.process import Process
 
 
-def run_here(
+def iterate_here(
     process: Process, f: Callable[..., Any], items: Iterator[Any], outcomes: Outcomes, threads: int
-) -> list[Any]:
-    """Without workers: on this thread, or on some threads of this process."""
+) -> Generator[None, None, None]:
+    """Without workers: on this thread, or on some threads of this process. It stops after each item."""
     if threads == 1:
         for index, args in items:
             _attempt(process, f, index, args, outcomes)
-        return outcomes.in_order()
+            yield
+        return
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(threads, initializer=process.in_context(_nothing)) as pool:
@@ -32,12 +33,13 @@ def run_here(
                 under_way.append((index, args, pool.submit(process.call_here, f, args, {})))
                 if len(under_way) >= 2 * threads:
                     _collect(process, f, under_way.popleft(), outcomes)
+                    yield
             while under_way:
                 _collect(process, f, under_way.popleft(), outcomes)
+                yield
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return outcomes.in_order()
 
 
 def _nothing() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,27 +18,50 @@ from hybriddist.progress import Progress
 
 
 class Outcomes:
-    """What becomes of the items' ends."""
+    """What becomes of the items' ends; keeps all results, in order.
+
+    Attributes:
+        results: by index; complete when all items have ended.
+    """
 
     def __init__(
         self,
+        bar: Progress,
         on_error: Callable[[BaseException], Any] | None,
         delays: Sequence[float],
         check: Callable[[Any, BaseException], Any] | None,
-        bar: Progress,
     ) -> None:
         self._on_error = on_error
         self._delays = delays
         self._check = check
         self._states: dict[int, tuple[int, Any]] = {}
-        self.results: dict[int, Any] = {}
-        self.bar = bar
+        self.results: list[Any] = []
+        self._bar = bar
 
     def value(self, index: int, value: Any) -> None:
         """An item succeeded."""
-        self.results[index] = value
-        self._states.pop(index, None)
-        self.bar.advance()
+        results = self.results
+        if index == len(results):
+            results.append(value)
+        else:
+            self._make_room(index + 1)
+            results[index] = value
+        self._bar.advance()
+
+    def values(self, indices: Sequence[int], values: list[Any]) -> None:
+        """Several items succeeded."""
+        if type(indices) is range:
+            self._make_room(indices.start + len(values))
+            self.results[indices.start : indices.start + len(values)] = values
+            self._bar.advance(len(values))
+        else:
+            for index, value in zip(indices, values, strict=False):
+                self.value(index, value)
+
+    def _make_room(self, length: int) -> None:
+        missing = length - len(self.results)
+        if missing > 0:
+            self.results.extend([None] * missing)
 
     def error(self, index: int, error: Exception) -> float | None:
         """An item failed.
@@ -48,7 +72,7 @@ class Outcomes:
         Raises:
             BaseException: it is final, or `on_error` or `retry_check` raised; the exception has ``index``.
         """
-        original: BaseException = error.captured.ex if isinstance(error, RemoteException) else error
+        original = original_of(error)
         final: BaseException = error
         if self._on_error is not None:
             try:
@@ -58,25 +82,70 @@ class Outcomes:
                 if raised is not original:  # a bare `raise` in the handler raises the original again
                     final = original = raised
         attempt, state = self._states.get(index, (0, None))
-        if attempt < len(self._delays) and isinstance(original, Exception):
-            again = True
-            if self._check is not None:
-                try:
-                    answer = self._check(state, original)
-                except BaseException as raised:
-                    _set_index(raised, index)
-                    raise
-                state, again = answer if isinstance(answer, tuple) else (state, answer)
+        if attempt < len(self._delays):
+            try:
+                state, again = try_again(self._check, state, original)
+            except BaseException as raised:
+                _set_index(raised, index)
+                raise
             if again:
                 self._states[index] = (attempt + 1, state)
-                return float(self._delays[attempt])
+                return self._delays[attempt]
         _set_index(final, index)
         raise final
 
-    def in_order(self) -> list[Any]:
-        """The results by index."""
-        results = self.results
-        return [results[index] for index in range(len(results))]
+
+class PassingOutcomes(Outcomes):
+    """Keeps the results only until somebody takes them, in the order in which they come.
+
+    Attributes:
+        waiting: by index.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.waiting: dict[int, Any] = {}
+
+    def value(self, index: int, value: Any) -> None:
+        self.waiting[index] = value
+        self._bar.advance()
+
+    def values(self, indices: Sequence[int], values: list[Any]) -> None:
+        self.waiting.update(zip(indices, values, strict=False))
+        self._bar.advance(len(values))
+
+    def take(self, index: int | None) -> deque[Any]:
+        """Take the results from ``index`` on, as far as they are there; None: all that are."""
+        waiting = self.waiting
+        if index is None:
+            came = deque(waiting.values())
+            waiting.clear()
+            return came
+        came = deque()
+        while index in waiting:
+            came.append(waiting.pop(index))
+            index += 1
+        return came
+
+
+def original_of(error: BaseException) -> BaseException:
+    """The exception that a call raised, wherever it ran: what handlers and checks get to see."""
+    return error.captured.ex if isinstance(error, RemoteException) else error
+
+
+def try_again(
+    check: Callable[[Any, BaseException], Any] | None, state: Any, original: BaseException
+) -> tuple[Any, bool]:
+    """The check's new state, and whether to try again after this exception.
+
+    Never after what is no `Exception` (a Ctrl-C, an exit): then the check is not asked.
+    """
+    if not isinstance(original, Exception):
+        return state, False
+    if check is None:
+        return state, True
+    answer = check(state, original)
+    return answer if isinstance(answer, tuple) else (state, answer)
 
 
 def _set_index(error: BaseException, index: int) -> None:
@@ -115,7 +184,7 @@ def common_shape(iterables: Sequence[Any]) -> tuple[int, ...] | None:
     if not shapes or len(shapes) < len(iterables):
         return None
     if any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"pmap over arrays of different shapes: {', '.join(map(str, shapes))}")
+        raise ValueError(f"a map over arrays of different shapes: {', '.join(map(str, shapes))}")
     return tuple(shapes[0])
 
 
@@ -148,10 +217,17 @@ def checked_delays(delays: Iterable[float]) -> tuple[float, ...]:
     Raises:
         TypeError, ValueError: one is not a number of seconds.
     """
-    checked = tuple(delays)
-    for delay in checked:
-        if not isinstance(delay, numbers.Real):
-            raise TypeError(f"retry_delays must be numbers of seconds, not {type(delay).__name__}")
-        if not 0 <= delay < math.inf:
-            raise ValueError(f"retry_delays must be seconds of 0 and more, not {delay!r}")
-    return checked
+    return tuple(checked_seconds("retry_delays", delay) for delay in delays)
+
+
+def checked_seconds(name: str, seconds: float) -> float:
+    """One of the durations that ``name`` is about.
+
+    Raises:
+        TypeError, ValueError: it is not a number of seconds.
+    """
+    if not isinstance(seconds, numbers.Real):
+        raise TypeError(f"{name} must be numbers of seconds, not {type(seconds).__name__}")
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{name} must be seconds of 0 and more, not {seconds!r}")
+    return float(seconds)

@@ -35,13 +35,13 @@ class Progress:
                 self._bar = tqdm(total=self._total, file=sys.stderr)
         return self
 
-    def advance(self) -> None:
-        """One more item is finished."""
+    def advance(self, count: int = 1) -> None:
+        """So many more items are finished."""
         if not self._shown:
             return
-        self._count += 1
+        self._count += count
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(count)
         elif time.monotonic() - self._drawn > _REDRAW_SECONDS:
             self._draw()
 

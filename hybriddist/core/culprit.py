@@ -65,7 +65,8 @@ def locate(value: Any, reducer: Reducer, labels: Sequence[str] = ()) -> tuple[An
     Args:
         value: what failed to be pickled.
         reducer: as for the failed pickle, but a new one.
-        labels: what the items of ``value`` are called, if it is a tuple of a call's parts.
+        labels: what the items of ``value`` are called, if it is a tuple of a call's parts; else the first is what
+            ``value`` is called.
 
     Returns:
         The object and its place in words ("" if it is the value itself), or None if it was not found.
@@ -103,6 +104,8 @@ def _describe(chain: Sequence[Any], labels: Sequence[str]) -> str:
         words += _label(name, labels, steps, chain[0], words)
         here = there
         steps += 1
+    if labels and type(chain[0]) is not tuple:
+        return labels[0] + words
     return words if labels or not words else "value" + words
 
 

@@ -117,8 +117,8 @@ class Fifo:
                 return True
         return False
 
-    def give_back(self, item: Any) -> list[Event]:
-        """An item that was taken, and that its taker has not got: it is the oldest again, or somebody else's."""
+    def give_back(self, item: Any, ticket: Any = None) -> list[Event]:
+        """An item that was taken with ``ticket``, and did not reach its taker: it is the oldest again, or another's."""
         events = self._show(item)
         if self._takers:
             events.append((self._next_taker(), DONE, item))

@@ -1,15 +1,15 @@
-"""The function cache of one connection: a function's pickle travels once, later calls name it by a key.
+"""The function cache of one connection: a function's definition travels once, and calls name it by a key.
 
 ::
 
-    1st call of f      Call key=0, body (f, args, kwargs)          most functions are called once; nothing is kept
-    2nd call           Define key=7, body f;  Call key=7, (args, kwargs)
-    3rd call ...       Call key=7, (args, kwargs)
-    f changed, died    Forget key=7
+    1st call of f      Define key=7, body f;  Call key=7, (args, kwargs)
+    2nd call ...       Call key=7, (args, kwargs)
+    f has changed      Define key=7, body f;  Call key=7, (args, kwargs)
+    f has died         Forget key=7, or Define key=7 for another function
 
-A function of `__main__` that uses a global which may change (a list, an object) is defined at the first call, and again
-when the content has changed: such a global may be large, and what the other end does to it is to stay. One that has
-nothing of its own (no closure, no defaults) is known by its code: a lambda in a loop is one function, not many.
+The definition is the process's, and the same for all connections (`core/definitions.py`): over any number of them and
+of calls an unchanged function is pickled once. A function that has nothing of its own (no closure, no defaults) is
+known by its code: a lambda in a loop is one function, not many.
 
 A function found by name in a module is always the same. One that goes by value is sent with its defaults, closure and
 globals, so a key may stand for it only while sending it again would give the same (`core/snapshots.py`). Everything
@@ -20,47 +20,37 @@ What this module does not know: sockets, messages, threads. The caller holds the
 
 from __future__ import annotations
 
-import functools
 import types
-import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
-from hybriddist.core import mainspace, payload
+from hybriddist.core import payload
+from hybriddist.core.definitions import CACHEABLE, CAPACITY, Death, Definition, check_capacity, subject_of
 from hybriddist.core.snapshots import Snapshot
-from hybriddist.errors import DeserializeError, LocalProtocolError, RemoteProtocolError
+from hybriddist.errors import DeserializeError, RemoteProtocolError
 from hybriddist.transport import Buffer
-
-Definition = tuple[bytes, list[memoryview]]
-"""Body and buffers of a `Define` message."""
-
-CAPACITY: Final = 1024
-"""Functions remembered for one connection, by default. Lambdas made in a loop must not pile up at the other end."""
 
 
 class FunctionSender:
     """Decides for each call whether its function goes inline or by key."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
-        if capacity < 1:
-            raise LocalProtocolError(f"a function cache needs room for one function, not {capacity}")
+        check_capacity(capacity)
         self._capacity = capacity
-        self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by the function's id; the least recently used first
-        self._dead: deque[_Death] = deque()  # filled by the garbage collector, in any thread
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by the subject's id; the least recently used first
+        self._dead: deque[Death] = deque()  # filled by the garbage collector, in any thread
         self._note_death = self._dead.append
         self._forgotten: list[int] = []
+        self._in_use: list[int] = []
         self._last_key = 0
 
-    def key_for(self, function: Callable[..., Any]) -> tuple[int, Definition | None]:
+    def key_for(self, function: Callable[..., Any]) -> int | None:
         """The cheapest way to name the function in a call.
 
         Returns:
-            ``(0, None)``: it goes inline. ``(key, None)``: the other end knows it. ``(key, definition)``: as before,
-            once the definition is sent. Send it at once, before anything that may fail, such as pickling the arguments.
-
-        Raises:
-            SerializeError: the function cannot be pickled.
+            0: it goes inline. A key: the other end knows it; to be released once the call is sent. None: it is to be
+            defined first, with `adopt`.
         """
         if self._dead:
             self._bury()
@@ -72,67 +62,88 @@ class FunctionSender:
             ident = id(function)
             entry = self._entries.get(ident)
             if entry is None or entry.alive() is not function:
-                return self._first_call(function)
+                return None if isinstance(function, CACHEABLE) else 0
         self._entries.move_to_end(ident)
-        if entry.is_inline:
-            return 0, None
         if entry.snapshot is None:
-            return self._define(entry, function) if self._look_at(entry, function) else (0, None)
-        if entry.snapshot.is_current(function):
-            return (entry.key, None) if entry.key else self._define(entry, function)
-        self._retire(entry)
-        entry.key = 0
-        if self._look_at(entry, function) and entry.has_contents:
-            return self._define(entry, function)
-        # Changed since. It may change with every call (a loop's variable): it is defined again when it has stayed.
-        return 0, None
+            return 0
+        if not entry.snapshot.is_current(function):
+            return None
+        self._in_use.append(entry.key)
+        return entry.key
+
+    def adopt(self, function: Any, definition: Definition | None) -> tuple[int, bool]:
+        """Name a function for which `key_for` had no name.
+
+        Args:
+            definition: what `Definitions.define` said.
+
+        Returns:
+            The key, 0 if the function goes inline; and whether the definition has to be sent first. The key is to be
+            released once the call is sent.
+        """
+        snapshot = definition.snapshot if definition is not None else None
+        if definition is None or (snapshot is not None and not snapshot.is_current(function)):
+            return 0, False  # another thread has just changed something: the next call will find it settled
+        entry = self._entry(function)
+        is_new = snapshot is not entry.snapshot
+        if is_new:
+            self._retire(entry)
+            entry.snapshot = snapshot
+            entry.key = 0 if snapshot is None else self._unused_key()
+        if entry.key:
+            self._in_use.append(entry.key)
+        return entry.key, is_new and entry.key != 0
+
+    def release(self, key: int) -> None:
+        """The call that names the key is sent, or never will be. Needs no lock."""
+        self._in_use.remove(key)
+
+    def withdraw(self, key: int) -> None:
+        """The definition that `adopt` wanted to be sent may not have been: the next call begins anew."""
+        self._in_use.remove(key)
+        for ident, entry in self._entries.items():
+            if entry.key == key:
+                del self._entries[ident]
+                self._retire(entry)
+                break
 
     @property
     def has_forgotten(self) -> bool:
-        """Whether `take_forgotten` has something to tell."""
+        """Whether `take_forgotten` may have something to tell."""
         return bool(self._dead or self._forgotten)
 
     def take_forgotten(self) -> list[int]:
-        """The keys that stand for nothing any more, each once: to be sent as `Forget`, after the calls before it."""
+        """The keys that stand for nothing any more, each once: to be sent as `Forget`.
+
+        A key that another thread is about to name in a call comes later, when that is sent.
+        """
         if self._dead:
             self._bury()
-        forgotten, self._forgotten = self._forgotten, []
-        return forgotten
+        retired, self._forgotten = self._forgotten, []
+        if self._in_use:
+            self._forgotten = [key for key in retired if key in self._in_use]
+            return [key for key in retired if key not in self._forgotten]
+        return retired
 
-    def _first_call(self, function: Any) -> tuple[int, Definition | None]:
-        subject = _subject(function)
-        ident = id(subject)
-        stale = self._entries.pop(ident, None)
-        if stale is not None:
-            self._retire(stale)
-        if isinstance(function, types.FunctionType | types.BuiltinFunctionType | type | functools.partial):
-            entry = self._entries[ident] = _Entry(subject, function, self._note_death)
+    def _unused_key(self) -> int:
+        """One that stands for nothing any more is told by a definition alone: a message less."""
+        for position, key in enumerate(self._forgotten):
+            if key not in self._in_use:
+                return self._forgotten.pop(position)
+        self._last_key += 1
+        return self._last_key
+
+    def _entry(self, function: Any) -> _Entry:
+        subject = subject_of(function)
+        namespace = None if subject is function else function.__globals__
+        entry = self._entries.get(id(subject))
+        if entry is None or entry.alive() is not subject or entry.namespace is not namespace:
+            if entry is not None:
+                self._retire(entry)
+            entry = self._entries[id(subject)] = _Entry(subject, namespace, self._note_death)
             if len(self._entries) > self._capacity:
                 self._retire(self._entries.popitem(last=False)[1])
-            if _is_of_main(function) and self._look_at(entry, function) and entry.has_contents:
-                return self._define(entry, function)
-            entry.snapshot, entry.is_inline = None, False
-        # Bound methods and objects with __call__ carry state that may change with every call, and a bound method is
-        # a new object each time.
-        return 0, None
-
-    def _look_at(self, entry: _Entry, function: Any) -> bool:
-        """Remember what the function is made of; False if it may never have a key."""
-        entry.snapshot = Snapshot.take(function, by_code=entry.namespace is not None)
-        entry.is_inline = entry.snapshot is None
-        return not entry.is_inline
-
-    def _define(self, entry: _Entry, function: Any) -> tuple[int, Definition | None]:
-        definition = payload.dumps(function)
-        # If another thread rebound something meanwhile, this call goes inline; the next one will find it settled.
-        before = entry.snapshot
-        entry.snapshot = before and before.settled(function, by_code=entry.namespace is not None)
-        if entry.snapshot is None:
-            entry.snapshot = before
-            return 0, None
-        self._last_key += 1
-        entry.key = self._last_key
-        return entry.key, definition
+        return entry
 
     def _retire(self, entry: _Entry) -> None:
         if entry.key:
@@ -145,6 +156,21 @@ class FunctionSender:
             if entry is not None and entry.alive is reference:
                 del self._entries[reference.ident]
                 self._retire(entry)
+
+
+class _Entry:
+    """What the other end knows of one function."""
+
+    __slots__ = ("alive", "key", "namespace", "snapshot")
+
+    def __init__(self, subject: Any, namespace: Any, note_death: Callable[[Any], None]) -> None:
+        self.alive = Death(subject, note_death)
+        self.alive.ident = id(subject)
+        self.namespace = namespace
+        """The globals of all functions of this code; None if it is not about a code."""
+        self.snapshot: Snapshot | None = None
+        """Of the definition that it has; None if the function always goes inline."""
+        self.key = 0
 
 
 class FunctionReceiver:
@@ -207,48 +233,3 @@ class ReceivedFunction:
             # A new one for each call: raising adds to an exception's traceback.
             raise DeserializeError(*found.args) from found.__cause__
         return found  # type: ignore[no-any-return]
-
-
-def _is_of_main(function: Any) -> bool:
-    return type(function) is types.FunctionType and function.__globals__ is mainspace.namespace()
-
-
-def _subject(function: Any) -> Any:
-    """What a function is known by: its code, if functions of `__main__` with that code are all the same; or itself."""
-    if (
-        _is_of_main(function)
-        and function.__closure__ is None
-        and function.__defaults__ is None
-        and function.__kwdefaults__ is None
-        and not function.__dict__
-        and function.__name__ == function.__code__.co_name
-    ):
-        return function.__code__
-    return function
-
-
-class _Death(weakref.ref[Any]):
-    """A weak reference that knows which address its object had."""
-
-    __slots__ = ("ident",)
-    ident: int
-
-
-class _Entry:
-    """What is known of one function."""
-
-    __slots__ = ("alive", "is_inline", "key", "namespace", "snapshot")
-
-    def __init__(self, subject: Any, function: Any, note_death: Callable[[Any], None]) -> None:
-        self.alive = _Death(subject, note_death)
-        self.alive.ident = id(subject)
-        self.namespace: Any = None if subject is function else function.__globals__
-        """The globals of all functions of this code; None if it is not about a code."""
-        self.key = 0
-        self.snapshot: Snapshot | None = None
-        self.is_inline = False
-
-    @property
-    def has_contents(self) -> bool:
-        """Whether the function is to be defined whenever it has changed."""
-        return self.snapshot is not None and self.snapshot.has_contents

@@ -33,6 +33,8 @@ _pack_call: Final = _CALL.pack
 _unpack_call: Final = _CALL.unpack_from
 _pack_result: Final = _RESULT.pack
 _unpack_result: Final = _RESULT.unpack_from
+MOST_NANOSECONDS: Final = (1 << 32) - 1
+
 new: Final[Any] = tuple.__new__
 """``new(Call, (...))`` takes half the time of ``Call(...)``."""
 
@@ -145,16 +147,18 @@ class Result(Record):
     outcome: int
     body: Buffer
     buffers: Sequence[Buffer] = ()
+    nanoseconds: int = 0
+    """How long a call of a message with several (mode EACH) ran there, at most `MOST_NANOSECONDS`; 0: not told."""
 
     def encode(self) -> bytes:
-        call_id, outcome, body, _ = self
-        return _pack_result(2, outcome, 0, 0, call_id) + body
+        call_id, outcome, body, _, nanoseconds = self
+        return _pack_result(2, outcome, 0, nanoseconds, call_id) + body
 
     @staticmethod
     def decode(frame: Frame) -> Result:
         head, buffers = frame
-        _, outcome, _, _, call_id = _unpack_result(head)
-        result: Result = new(Result, (call_id, outcome, head[16:], buffers))
+        _, outcome, _, nanoseconds, call_id = _unpack_result(head)
+        result: Result = new(Result, (call_id, outcome, head[16:], buffers, nanoseconds))
         return result
 
 

@@ -36,6 +36,9 @@ CALL_LABELS: Final = ("the function", "argument", "keyword argument")
 ARGUMENTS_LABELS: Final = ("argument", "keyword argument")
 """For `dumps` of ``(args, kwargs)``."""
 
+FUNCTION_LABELS: Final = CALL_LABELS[:1]
+"""For `dumps` of a function alone."""
+
 _HEADER_ROOM: Final = 64
 """Bytes of a frame's head that are not the body."""
 
@@ -54,7 +57,8 @@ def dumps(value: Any, labels: Sequence[str] = ()) -> tuple[bytes, list[memoryvie
 
     Args:
         value: anything picklable by pickle or cloudpickle.
-        labels: what the items of a tuple of a call's parts are called in the text of an error.
+        labels: what the items of a tuple of a call's parts are called in the text of an error; the first is what
+            anything else is called.
 
     Returns:
         The body, and the buffers that travel beside it: contiguous memoryviews of format "B" over the value's own

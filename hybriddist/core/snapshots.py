@@ -91,23 +91,20 @@ class Snapshot:
         taken = cls()
         return taken if _Taker(taken, object()).succeeds(value, in_global=True) else None
 
-    @property
-    def has_contents(self) -> bool:
-        """Whether something goes along that may change and stays at the other end."""
-        return bool(self._contents) or self._by_pickling is not None
-
     def settled(self, function: Any, *, by_code: bool = False) -> Snapshot | None:
         """The snapshot to keep once the function was pickled: what went out just now is what the other end will have.
 
         Returns:
-            None if the function is not what it was when this snapshot was taken, before.
+            This one, if pickling has changed nothing. None if the function is not what it was when this snapshot was
+            taken, before.
         """
+        if self.is_current(function):
+            return self
         after = Snapshot.take(function, by_code=by_code)
-        if after is None:
-            return None
-        self._versions, self._ledger = after._versions, after._ledger
-        self._by_pickling = None
-        return after if self.is_current(function) else None
+        rest = Snapshot()
+        rest._functions, rest._items, rest._sizes = self._functions, self._items, self._sizes
+        rest._contents = self._contents
+        return after if rest.is_current(function) else None
 
     def is_current(self, function: Any) -> bool:
         """Whether all is as it was when the snapshot was taken of ``function``."""

@@ -21,7 +21,7 @@ import secrets
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from hybriddist import limits
@@ -71,6 +71,7 @@ class Cluster:
     Attributes:
         configs: what the managers said of each worker, by pid.
         managers: who launched it.
+        params: with which parameters.
         output: the relay of the workers' output.
         lock: held by one addprocs at a time, and by rmprocs while it chooses.
         launching: the addprocs under way.
@@ -83,6 +84,7 @@ class Cluster:
         self.process = process
         self.configs: dict[int, WorkerConfig] = {}
         self.managers: dict[int, ClusterManager] = {}
+        self.params: dict[int, Mapping[str, Any]] = {}
         self.output = OutputRelay()
         self.events = Events()
         self._ends: dict[int, Completion] = {}
@@ -211,6 +213,7 @@ class Cluster:
             self._finish(pid, config, manager, kill=runs)
 
     def _take(self, pid: int) -> tuple[WorkerConfig | None, ClusterManager | None]:
+        self.params.pop(pid, None)
         return self.configs.pop(pid, None), self.managers.pop(pid, None)
 
     def _finish(self, pid: int, config: WorkerConfig, manager: ClusterManager, *, kill: bool) -> None:

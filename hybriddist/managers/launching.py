@@ -150,6 +150,7 @@ class Launch:
         membership.add(Member(pid, transport=self._params.get("transport", "auto")))
         self._cluster.configs[pid] = self._starting[pid] = config
         self._cluster.managers[pid] = manager
+        self._cluster.params[pid] = self._params
         return pid
 
     def _spawn(self, target: Callable[[], None], pid: int, index: int) -> None:

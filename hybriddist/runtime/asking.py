@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from hybriddist.core import captured as captured_module
 from hybriddist.core import payload
+from hybriddist.core.definitions import Definitions
 from hybriddist.core.messages import ANSWERED, Call, Cancel, Define, Forget, Mode, Outcome, Request, new
 from hybriddist.errors import RemoteException, TransportError
 from hybriddist.ids import RRID
 from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.waiting import wait_for_room
 
 if TYPE_CHECKING:
     from hybriddist.runtime.claims import References
@@ -38,6 +40,7 @@ class Asking:
     links: Links
 
     def __init__(self) -> None:
+        self.definitions = Definitions(self.references.encode_for_all)
         self._ids = itertools.count(1)
         self._rows = itertools.count(1)
         """Each is a row of `_ROW` negative call ids, taken at once for the calls of one message."""
@@ -51,6 +54,7 @@ class Asking:
             SerializeError: something cannot be pickled; nothing was sent.
             ProcessExitedException: the process is gone.
         """
+        key = 0
         try:
             key = self.function_key(peer, function)
             if not key:
@@ -70,16 +74,29 @@ class Asking:
                 raise
         except TransportError:
             raise self.links.gone(peer) from None
+        finally:
+            if key:
+                peer.functions_out.release(key)
         return completion
 
     def start_each(
-        self, function: Any, peer: Peer, items: Sequence[tuple[Any, ...]], completions: Sequence[Completion]
+        self,
+        function: Any,
+        peer: Peer,
+        items: Sequence[tuple[Any, ...]],
+        completions: Sequence[Completion],
+        *,
+        announced: bool = False,
     ) -> None:
         """Send several calls in one message. They run one after the other; each completion ends with a `Result`.
+
+        Args:
+            announced: each completion is told when its call begins; else only when it begins out of its turn.
 
         Raises:
             SerializeError, ProcessExitedException: as `start_call`; nothing was sent.
         """
+        key = 0
         try:
             key = self.function_key(peer, function)
             body, buffers = self.encode(items if key else (function, items), peer.pid)
@@ -89,41 +106,85 @@ class Asking:
             for number, completion in enumerate(completions, first):
                 pending[number] = completion
             try:
-                peer.send(new(Call, (first, Mode.EACH, key, 0, count, body, buffers)))
+                peer.send(new(Call, (first, Mode.EACH, key, int(announced), count, body, buffers)))
             except BaseException:
                 for number in range(first, first + count):
                     pending.pop(number, None)
                 raise
         except TransportError:
             raise self.links.gone(peer) from None
+        finally:
+            if key:
+                peer.functions_out.release(key)
 
     def function_key(self, peer: Peer, function: Any) -> int:
-        """The key by which a call may name ``function``, 0 if it has to carry it. Sends what has to go before."""
+        """The key by which a call may name ``function``, 0 if it has to carry it. Sends what has to go before.
+
+        A key is to be released (`FunctionSender.release`) once the call is sent.
+
+        Raises:
+            SerializeError: it cannot be pickled; nothing was sent.
+        """
         functions = peer.functions_out
         with peer.functions_lock:
-            key, definition = functions.key_for(function)
-            if definition is not None:
-                peer.send(Define(key, *definition))
-            if functions.has_forgotten:
-                for old in functions.take_forgotten():
-                    peer.send(Forget(old))
+            key = functions.key_for(function)
+            if key is not None and functions.has_forgotten:
+                self._forget(peer)
+        if key is None:
+            # Without the lock: pickling may run code of the user's, which may call or wait for others that do.
+            definition = self.definitions.define(function)
+            with peer.functions_lock:
+                key, is_new = functions.adopt(function, definition)
+                try:
+                    if functions.has_forgotten:
+                        self._forget(peer)  # before: the other end need not keep two large ones
+                    if is_new and definition is not None:
+                        peer.send(Define(key, definition.body, definition.buffers))
+                except BaseException:
+                    if key:
+                        functions.withdraw(key)
+                    raise
         return key
+
+    def check_function(self, peer: Peer, function: Any) -> None:
+        """See whether a function can be sent.
+
+        Raises:
+            SerializeError: it cannot.
+        """
+        key = self.function_key(peer, function)
+        if key:
+            peer.functions_out.release(key)
+        else:
+            payload.dumps(function, payload.FUNCTION_LABELS)
+
+    def _forget(self, peer: Peer) -> None:
+        for old in peer.functions_out.take_forgotten():
+            peer.send(Forget(old))
 
     def start_request(
         self, peer: Peer, operation: int, rrid: RRID, body: Any = b"", buffers: Any = (),
         completion: Completion | None = None,
     ) -> Completion:  # fmt: skip
-        """Ask the holder of a reference for an operation; its completion ends with a `Result`."""
+        """Ask the holder of a reference for an operation; its completion ends with a `Result`.
+
+        Raises:
+            ProcessExitedException: the process is gone; nothing was sent.
+            KeyboardInterrupt: if ``completion`` is pending, the request was sent, and may bring what is to be kept.
+        """
         call_id = next(self._ids)
         if completion is None:
             completion = Completion()
+        request = new(Request, (call_id, operation, rrid.whence, rrid.id, body, buffers))
         peer.pending[call_id] = completion
         try:
-            peer.send(new(Request, (call_id, operation, rrid.whence, rrid.id, body, buffers)))
+            # Not `send`: at its beginning a Ctrl-C could strike, before anything is sent.
+            if not peer._send_now(request):
+                wait_for_room(peer)
         except TransportError:
             peer.pending.pop(call_id, None)
             raise self.links.gone(peer) from None
-        except BaseException:
+        except Exception:
             peer.pending.pop(call_id, None)
             raise
         return completion

@@ -115,10 +115,10 @@ class RequestAsker(Asker):
         peer = self.peer
         peer.requests.pop(self.call_id, None)
         try:
-            peer.post(new(Result, (self.call_id, outcome, body, buffers)), borrowed=borrowed)
+            peer.post(new(Result, (self.call_id, outcome, body, buffers, 0)), borrowed=borrowed)
         except TransportError:
             if self.operation == _TAKE and outcome == _VALUE and self.channel is not None:
-                self.channel.give_back(item)
+                self.channel.give_back(item, self)
 
     def withdraw(self) -> None:
         """The answer is not wanted any more: the request is as if it had never come, unless it is too late."""
@@ -234,7 +234,7 @@ class ChannelRequests:
             channel.begin(fifo.read, waiter, True)
         elif operation == _GIVE_BACK:
             asker.peer.requests.pop(asker.call_id, None)
-            channel.give_back(content[1])
+            channel.give_back(content[1], asker)
             reply(asker.peer, asker.call_id, _VALUE, None)
         elif operation == _PUT_SEVERAL or content:
             verb = _VERBS.get(operation, "put")

@@ -256,9 +256,9 @@ class Channel:
         with self._lock:
             return self._fifo.withdraw(ticket)
 
-    def give_back(self, item: Any) -> None:
-        """Make an item that was taken the oldest one again."""
-        self.begin(self._fifo.give_back, item)
+    def give_back(self, item: Any, ticket: Any) -> None:
+        """Make an item that was taken with ``ticket`` the oldest one again."""
+        self.begin(self._fifo.give_back, item, ticket)
 
     def waiting(self) -> int:
         """How many threads and processes wait in this channel."""
@@ -295,7 +295,7 @@ class Channel:
 
     def _give_back_what_came(self, waiter: Completion) -> None:
         if waiter.outcome == DONE:
-            self.give_back(waiter.content)
+            self.give_back(waiter.content, waiter)
 
     def _tell(self, events: list[Event]) -> None:
         """Tell everybody, in order. From the first on who has to be told on an executing thread, the rest go there."""

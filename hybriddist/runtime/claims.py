@@ -125,17 +125,7 @@ class References:
 
         Blocks where it has to connect to the owner of one.
         """
-        outer = self._sending.met  # what is being pickled may call: a __reduce__ that fetches something
-        met: list[tuple[RRID, int]] = []
-        self._sending.met = met
-        with self._lock:
-            self.encoding += 1
-        try:
-            encoded = payload.dumps(value, labels)
-        finally:
-            self._sending.met = outer
-            with self._lock:
-                self.encoding -= 1
+        encoded, met = self._encode(value, labels)
         if met:
             with self._lock:
                 for rrid, owner in met:
@@ -143,6 +133,24 @@ class References:
             for owner in {owner for _, owner in met}:
                 self._reach(owner)
         return encoded
+
+    def encode_for_all(self, value: Any, labels: Sequence[str] = ()) -> tuple[bytes, Any] | None:
+        """Pickle a value for any number of processes. None if there are references in it: each process needs claims."""
+        encoded, met = self._encode(value, labels)
+        return None if met else encoded
+
+    def _encode(self, value: Any, labels: Sequence[str]) -> tuple[tuple[bytes, Any], list[tuple[RRID, int]]]:
+        outer = self._sending.met  # what is being pickled may call: a __reduce__ that fetches something
+        met: list[tuple[RRID, int]] = []
+        self._sending.met = met
+        with self._lock:
+            self.encoding += 1
+        try:
+            return payload.dumps(value, labels), met
+        finally:
+            self._sending.met = outer
+            with self._lock:
+                self.encoding -= 1
 
     # ---- telling ----------------------------------------------------------------------------------------------
 

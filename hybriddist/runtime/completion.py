@@ -43,6 +43,10 @@ class Completion:
         self._waiters: list[LockType] = []
         self._callbacks: list[Callable[[Completion], None]] = []
 
+    def begin(self) -> None:
+        """What is waited for is known to have begun."""
+        self.started = True
+
     def complete(self, outcome: int, content: Any) -> None:
         """End it. The caller makes sure that this happens once."""
         self.outcome = outcome

@@ -170,7 +170,8 @@ class Executor:
         """Likewise in those threads only whose errand is meant.
 
         A thread that moves a frame at this moment is left alone, and tried again a little later: in the middle of that
-        the exception would break the connection.
+        the exception would break the connection. So is one that imports: Python's own code would keep the lock of the
+        module for ever, and every later import of it would wait.
         """
         meant = [(ident, errand) for ident, errand in list(self._interruptible.items()) if is_meant(errand)]
         if meant:
@@ -189,7 +190,8 @@ class Executor:
                 if self._interruptible.get(ident) is not errand:
                     continue
                 number, interrupt = ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt)
-                if must_wait(_current_frames().get(ident)):
+                frame = _current_frames().get(ident)
+                if must_wait(frame) or _is_importing(frame):
                     later.append((ident, errand))
                 else:
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(number, interrupt)
@@ -232,6 +234,14 @@ def _current_frames() -> dict[int, FrameType]:
     finally:
         if collects:
             gc.enable()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def call_in_user_code(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # exposed

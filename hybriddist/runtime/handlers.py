@@ -78,7 +78,7 @@ def _on_each(peer: Peer, call: Call) -> None:
 def _on_started(peer: Peer, message: Started) -> None:
     completion = peer.pending.get(message.call_id)
     if completion is not None:
-        completion.started = True
+        completion.begin()
 
 
 def _on_cancel(peer: Peer, message: Cancel) -> None:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from hybriddist import limits
 from hybriddist.core import captured as captured_module
@@ -45,6 +46,7 @@ from hybriddist.runtime.copies import mind_copies
 from hybriddist.runtime.coroutines import Coroutines
 from hybriddist.runtime.execution import Executor, call_in_user_code
 from hybriddist.runtime.interrupts import InterruptGuard
+from hybriddist.runtime.loans import Loan
 from hybriddist.runtime.paths import Paths
 from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.poller import Poller
@@ -53,6 +55,7 @@ from hybriddist.runtime.roster import Roster
 from hybriddist.runtime.signals import leave_to_main_thread
 from hybriddist.runtime.store import Store
 from hybriddist.runtime.waiting import wait_for_any, wait_here, wait_ready
+from hybriddist.runtime.worker_channel import WorkerChannel
 from hybriddist.settings import Settings
 from hybriddist.shm.segment import end_handle
 
@@ -92,10 +95,12 @@ class Process(Asking):
         self.guard = InterruptGuard(
             (
                 *(Peer._send_now, Peer.flush, Peer.on_ready, Peer.wait_for, wait_for_any, wait_here),
-                *(Channel.begin, Receiver.serve),
+                *(Channel.begin, WorkerChannel.take_now, WorkerChannel.put, Receiver.serve, Receiver.about_to_block),
+                *(Loan.end, Loan.end_after, Loan.call_here),
                 *(end_lease, end_handle, HolderBook._ring),  # finalisers: Python ignores what they raise
                 # What arrives imports its modules. Numpy, interrupted half-way, cannot be imported again.
                 *((payload.loads,) if worker else ()),
+                WeakSet()._remove,  # type: ignore[attr-defined]  # of every weak set, as that of the program's threads
             ),
             (call_in_user_code, running.perform, wait_ready),
             ignore_unless_exposed=worker,
@@ -125,6 +130,8 @@ class Process(Asking):
         Asking.__init__(self)
         self.turns = itertools.count()
         """Whose turn it is when any worker will do."""
+        self.default_pool: Any = None
+        """On the driver, once somebody has asked for it or set it."""
         self.alarm: SignalAlarm | None = None
         """On a worker whose main thread is the library's own."""
         self._lock = threading.Lock()
@@ -182,11 +189,24 @@ class Process(Asking):
         except BaseException as error:
             raise RemoteException(self.pid, captured_module.capture(error, interruptible=True)) from error
 
-    def store_call_here(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rrid: RRID | None) -> None:
-        """A call to the own pid on another thread; its end goes to the store, or on stderr where nobody asks."""
+    def store_call_here(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rrid: RRID | None,
+        ended: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        """A call to the own pid on another thread; its end goes to the store, or on stderr where nobody asks.
+
+        ``ended`` is called when it does not run any more, also if nobody wants its value.
+        """
         self.start()
         entry = None if rrid is None else self.store.peek(rrid)
-        self.executor.submit(partial(running.run_here, self, function, args, kwargs, rrid, entry))
+        self.executor.submit(partial(running.run_here, self, function, args, kwargs, rrid, entry, ended))
+
+    def ensure_default_pool(self, make: Callable[[], Any]) -> Any:
+        """The default pool of workers, on the driver; ``make`` makes it if there is none yet."""
+        with self._lock:
+            if self.default_pool is None:
+                self.default_pool = make()
+            return self.default_pool
 
     def new_rrid(self) -> RRID:
         """A reference id that was never used."""

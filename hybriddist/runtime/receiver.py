@@ -176,7 +176,7 @@ class Receiver:
                 self.hot = source
         process.housekeep()
 
-    def about_to_block(self) -> None:
+    def about_to_block(self) -> None:  # shielded: to ask for a doorbell may be to hand out what has come meanwhile
         """A thread is going to wait for another process: see that somebody receives and runs what is queued."""
         if self._unattended:
             self.attend()

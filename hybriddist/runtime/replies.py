@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from hybriddist.runtime.peer import Peer
 
 
-def reply(peer: Peer, call_id: int, outcome: int, content: Any, *, last: bool = False) -> None:
+def reply(peer: Peer, call_id: int, outcome: int, content: Any, *, last: bool = False, nanoseconds: int = 0) -> None:
     """Send the end of a call or request. What cannot be pickled becomes an error; the connection stays.
 
     Args:
         content: the value; of outcomes ERROR and NOT_RUN the `CapturedException`; of others nothing.
+        nanoseconds: how long it ran, if that is to be told.
         last: with it the work that this thread has taken from the queue is done.
     """
     body: Buffer = b""
@@ -33,6 +34,6 @@ def reply(peer: Peer, call_id: int, outcome: int, content: Any, *, last: bool = 
             body, buffers = captured.dump(content)
         if last:
             peer.process.receiver.about_to_end()
-        peer.send(new(Result, (call_id, outcome, body, buffers)))
+        peer.send(new(Result, (call_id, outcome, body, buffers, nanoseconds)))
     except TransportError:
         pass  # whoever asked is gone; nobody is left to tell

@@ -1,14 +1,15 @@
-"""The membership with a lock around it, a way to wait for somebody's end, and what each said last of itself.
+"""The membership with a lock around it, ways to hear of changes, and what each process said last of itself.
 
 `Membership` decides; several threads ask and tell it at once. Each question and each change here holds one lock for
-a few microseconds; nothing is called back under it.
+a few microseconds; nothing is called back under it. Those who watch are told after it, by the thread that changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Condition
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from hybriddist.core.exits import ExitReason
 from hybriddist.core.membership import Member, Membership
@@ -16,15 +17,33 @@ from hybriddist.deadline import Deadline
 from hybriddist.ids import DRIVER
 
 
-class Roster(Membership):
-    """A `Membership` that threads may share."""
+class Watcher(Protocol):
+    """Somebody who wants to know when processes come and go."""
 
-    __slots__ = ("_changed", "_statuses")
+    def membership_changed(self) -> None:
+        """Called on the thread that has changed the membership, perhaps one that receives: must not block or raise."""
+
+
+class Roster(Membership):
+    """A `Membership` that threads may share.
+
+    Attributes:
+        changes: counts up with each change; who has seen this number has seen all there is.
+    """
+
+    __slots__ = ("_changed", "_statuses", "_watchers", "changes")
 
     def __init__(self, my_pid: int = DRIVER) -> None:
         self._changed = Condition()
         self._statuses: dict[int, bytes] = {}
+        self._watchers: WeakSet[Watcher] = WeakSet()
+        self.changes = 0
         super().__init__(my_pid)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell ``watcher`` of each change from now on, for as long as it lives; nobody is kept alive for it."""
+        with self._changed:
+            self._watchers.add(watcher)
 
     def wait_gone(self, pid: int, seconds: float | None) -> bool:
         """Wait until process ``pid`` is known to be gone, for at most ``seconds``; whether it is."""
@@ -63,12 +82,16 @@ class Roster(Membership):
     def joined(self, pid: int, *, same_node_as: int | None = None) -> Member:
         with self._changed:
             member = super().joined(pid, same_node_as=same_node_as)
-            self._changed.notify_all()
-            return member
+            watchers = self._note_change()
+        _tell(watchers)
+        return member
 
     def leaving(self, pid: int) -> Member:
         with self._changed:
-            return super().leaving(pid)
+            member = super().leaving(pid)
+            watchers = self._note_change()
+        _tell(watchers)
+        return member
 
     def gone(self, pid: int, reason: ExitReason) -> bool:
         with self._changed:
@@ -77,13 +100,15 @@ class Roster(Membership):
                 first = super().gone(pid, reason)
             else:  # a worker may hear of its end first; it is not to come to life here when that is told
                 self._gone[pid] = reason
-            self._changed.notify_all()
-            return first
+            watchers = self._note_change()
+        _tell(watchers)
+        return first
 
     def learn(self, fields: dict[str, Any]) -> None:
         with self._changed:
             super().learn(fields)
-            self._changed.notify_all()
+            watchers = self._note_change()
+        _tell(watchers)
 
     def choose_topology(self, topology: str, lazy: bool | None = None) -> None:
         with self._changed:
@@ -120,4 +145,16 @@ class Roster(Membership):
     def replace(self, snapshot: dict[str, Any]) -> None:
         with self._changed:
             super().replace(snapshot)
-            self._changed.notify_all()
+            watchers = self._note_change()
+        _tell(watchers)
+
+    def _note_change(self) -> list[Watcher]:
+        """Who is to be told of a change, once the lock, which the caller holds, is free."""
+        self.changes += 1
+        self._changed.notify_all()
+        return list(self._watchers)
+
+
+def _tell(watchers: list[Watcher]) -> None:
+    for watcher in watchers:
+        watcher.membership_changed()

@@ -18,12 +18,13 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from itertools import count
+from time import perf_counter_ns
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from hybriddist.core import captured, payload
 from hybriddist.core.functions import ReceivedFunction
-from hybriddist.core.messages import Call, Mode, Outcome, Started
+from hybriddist.core.messages import MOST_NANOSECONDS, Call, Mode, Outcome, Started
 from hybriddist.errors import RemoteProtocolError, TransportError
 from hybriddist.ids import RRID
 from hybriddist.runtime.completion import Completion
@@ -155,6 +156,7 @@ def run_here(
     kwargs: dict[str, Any],
     rrid: RRID | None,
     entry: Completion | None,
+    ended: Callable[[], None] | None = None,
 ) -> None:
     """A call of the process to itself, on an executor thread, by reference."""
     errand = (None, 0, *(rrid or (0, 0)))
@@ -171,6 +173,8 @@ def run_here(
         outcome = Outcome.VALUE
     except BaseException as error:
         value, outcome = captured.capture(error), Outcome.ERROR
+    if ended is not None:
+        ended()
     if rrid is not None:
         process.store.finish(rrid, outcome, value)
     elif outcome == Outcome.ERROR:
@@ -263,9 +267,10 @@ class Each:
     def _run_one(self, number: int, args: tuple[Any, ...], is_main: bool) -> None:
         peer = self._peer
         process = peer.process
-        announced = not is_main or self._shared or peer.each[0] is not self
+        announced = not is_main or self._shared or self._call.whence != 0 or peer.each[0] is not self
         if announced:
             _announce(peer, number)
+        begun = perf_counter_ns()
         try:
             if is_main:
                 process.receiver.errand = (peer, number, 0, 0)
@@ -290,7 +295,8 @@ class Each:
             call = self._call._replace(call_id=number, mode=Mode.FETCH)
             process.coroutines.start(value).add_done_callback(partial(_finish_coroutine, peer, call, None))
         else:
-            reply(peer, number, Outcome.VALUE, value)
+            nanoseconds = min(perf_counter_ns() - begun, MOST_NANOSECONDS)
+            reply(peer, number, Outcome.VALUE, value, nanoseconds=nanoseconds)
 
 
 def _announce(peer: Peer, call_id: int) -> None:

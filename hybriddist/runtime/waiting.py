@@ -58,19 +58,27 @@ def wait_for_any(
             policy.tell(_look_at_all(held, completion, seconds))
         if not completion.done:
             held[0].process.receiver.about_to_block()
-            with Bell() as bell:  # another thread may be receiving from the peers that are not held
-                completion.add_callback(bell.ring)
-                poll = select.poll()
-                poll.register(bell.descriptor, select.POLLIN)
-                for peer in held:
-                    poll.register(peer.descriptor, select.POLLIN)
-                receive_blocking(held, poll, completion, deadline)
+            _block_on(held, completion, deadline, alone=len(held) == len(peers))
     finally:
         for peer in held:
             peer.end_looking(completion.done)
     if held[0].guard.pending:
         held[0].guard.deliver()
     return completion.done
+
+
+def _block_on(held: Sequence[Peer], completion: Completion, deadline: Deadline, *, alone: bool) -> None:
+    """Sleep on these peers; unless ``alone``, other threads receive as well what completes it, or a peer is lost."""
+    poll = select.poll()
+    for peer in held:
+        poll.register(peer.descriptor, select.POLLIN)
+    if alone:
+        receive_blocking(held, poll, completion, deadline)
+        return
+    with Bell() as bell:
+        completion.add_callback(bell.ring)
+        poll.register(bell.descriptor, select.POLLIN)
+        receive_blocking(held, poll, completion, deadline)
 
 
 def _look_at_all(peers: Sequence[Peer], completion: Completion, seconds: float) -> bool:

@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 
 import hybriddist as hd
+from hybriddist.deadline import Deadline
+from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.current import current
+from hybriddist.runtime.waiting import wait_for_any
 from tests.helpers.polling import poll_for
 
 pytestmark = [
@@ -58,9 +62,9 @@ def meet(here: hd.RemoteChannel, go: hd.Future, x: int) -> int:
 # ---- values -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 1000])
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 1000, "auto"])
 @pytest.mark.parametrize("distributed", [True, False])
-def test_the_order_is_that_of_the_input(batch_size: int, distributed: bool, cluster: list[int]) -> None:
+def test_the_order_is_that_of_the_input(batch_size: Any, distributed: bool, cluster: list[int]) -> None:
     result = hd.pmap(square, range(200), batch_size=batch_size, distributed=distributed)
     assert type(result) is list
     assert result == [x * x for x in range(200)]
@@ -165,7 +169,7 @@ def test_the_input_is_read_on_the_callers_thread(distributed: bool, cluster: lis
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_the_input_is_read_only_as_workers_get_free(batch_size: int, cluster: list[int]) -> None:
+def test_the_input_is_read_only_as_workers_get_free(batch_size: Any, cluster: list[int]) -> None:
     """Whoever computes holds an item, or a batch; the rest has not been looked at."""
     here = channel()
     go = hd.Future()
@@ -300,6 +304,23 @@ def test_nested(cluster: list[int]) -> None:
     caller.start()
     caller.join(30)
     assert [[x for x, _ in part] for part in result] == [list(range(5))] * 8
+
+
+def test_what_another_thread_receives_wakes_whoever_waits_for_several(cluster: list[int]) -> None:
+    """As a map does. One of the connections is in other hands, and it is there that the awaited comes."""
+    process = current()
+    first, second = (process.peers[pid] for pid in cluster[:2])
+    news = Completion()
+    woken: list[bool] = []
+    waiting = threading.Thread(
+        target=lambda: woken.append(wait_for_any([first, second], news, process.spin_policy, Deadline(20)))
+    )
+    with first.recv_lock:
+        waiting.start()
+        poll_for(lambda: second.recv_lock.locked())
+        news.complete(0, None)
+        waiting.join(5)
+    assert woken == [True]
 
 
 def test_from_several_threads_at_once(cluster: list[int]) -> None:

@@ -121,6 +121,23 @@ def test_with_retries_the_item_runs_elsewhere(transport: str, batch_size: int, t
     assert set(checked) == {(hd.ProcessExitedException, signal.SIGKILL)}
 
 
+def test_of_adapting_batches_the_dead_workers_is_told_and_the_rest_goes_on(transport: str, tmp_path: Path) -> None:
+    hd.addprocs(2, transport=transport)
+
+    def f(x: int) -> int:
+        with (tmp_path / str(x)).open("a") as file:
+            file.write(".")
+        if x == 500:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    results = hd.pmap(f, range(3000), batch_size="auto", on_error=type)
+    dead = {x for x, result in enumerate(results) if result is hd.ProcessExitedException}
+    assert 500 in dead
+    assert all(result == x for x, result in enumerate(results) if x not in dead)
+    assert all((tmp_path / str(x)).read_text() == "." for x in range(3000) if x not in dead)
+
+
 def test_a_worker_that_is_removed_meanwhile(transport: str, tmp_path: Path) -> None:
     one, _ = hd.addprocs(2, transport=transport)
     log, gate = tmp_path / "log", hd.Future()

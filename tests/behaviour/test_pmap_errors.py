@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.parametrize("transport", ["shm", "tcp", "memory"], indirect=True, scope="module"),
 ]
 
-BATCHES = pytest.mark.parametrize("batch_size", [1, 3])
+BATCHES = pytest.mark.parametrize("batch_size", [1, 3, "auto"])
 PLACES = pytest.mark.parametrize("distributed", [True, False])
 
 
@@ -56,7 +56,7 @@ class Unfit:
 
 @BATCHES
 @PLACES
-def test_a_failure_is_raised_with_its_index(batch_size: int, distributed: bool, cluster: list[int]) -> None:
+def test_a_failure_is_raised_with_its_index(batch_size: Any, distributed: bool, cluster: list[int]) -> None:
     with pytest.raises(hd.RemoteException, match="4 is even") as caught:
         hd.pmap(odd, [1, 3, 5, 4, 7], batch_size=batch_size, distributed=distributed)
     error = caught.value
@@ -75,7 +75,7 @@ def test_a_failure_ends_the_reading(distributed: bool, cluster: list[int]) -> No
 
 
 @BATCHES
-def test_a_failure_does_not_wait_for_the_others(batch_size: int, cluster: list[int]) -> None:
+def test_a_failure_does_not_wait_for_the_others(batch_size: Any, cluster: list[int]) -> None:
     gate = hd.Future()
 
     def item(x: int) -> None:
@@ -93,7 +93,7 @@ def test_a_failure_does_not_wait_for_the_others(batch_size: int, cluster: list[i
 
 @BATCHES
 @PLACES
-def test_an_error_of_the_iterator_goes_on_as_it_is(batch_size: int, distributed: bool, cluster: list[int]) -> None:
+def test_an_error_of_the_iterator_goes_on_as_it_is(batch_size: Any, distributed: bool, cluster: list[int]) -> None:
     error = LookupError("no more")
 
     def items() -> Iterator[int]:
@@ -110,7 +110,7 @@ def test_an_error_of_the_iterator_goes_on_as_it_is(batch_size: int, distributed:
 
 
 @BATCHES
-def test_unpicklable_items_among_good_ones(batch_size: int, cluster: list[int], transport: str) -> None:
+def test_unpicklable_items_among_good_ones(batch_size: Any, cluster: list[int], transport: str) -> None:
     items = [1, 2, threading.Lock(), 4, threading.Lock(), 6, 7]
     with pytest.raises(hd.SerializeError, match="lock") as caught:
         hd.pmap(repr, items, batch_size=batch_size)
@@ -127,14 +127,14 @@ def test_unpicklable_items_ahead_of_time(cluster: list[int]) -> None:
 
 
 @BATCHES
-def test_items_that_cannot_be_unpickled_there(batch_size: int, cluster: list[int]) -> None:
+def test_items_that_cannot_be_unpickled_there(batch_size: Any, cluster: list[int]) -> None:
     result = hd.pmap(lambda x: x, [1, Unfit(), 3, 4], batch_size=batch_size, on_error=lambda error: str(error))
     assert (result[0], *result[2:]) == (1, 3, 4)
     assert "not a number" in result[1]
 
 
 @BATCHES
-def test_unpicklable_results_among_good_ones(batch_size: int, cluster: list[int]) -> None:
+def test_unpicklable_results_among_good_ones(batch_size: Any, cluster: list[int]) -> None:
     def item(x: int) -> Any:
         return threading.Lock() if x == 3 else x
 
@@ -155,7 +155,7 @@ def test_results_that_cannot_be_unpickled_here(cluster: list[int]) -> None:
 
 @BATCHES
 @PLACES
-def test_what_on_error_returns_stands_in_the_result(batch_size: int, distributed: bool, cluster: list[int]) -> None:
+def test_what_on_error_returns_stands_in_the_result(batch_size: Any, distributed: bool, cluster: list[int]) -> None:
     seen: list[Any] = []
 
     def handle(error: BaseException) -> str:
@@ -190,7 +190,7 @@ def test_raising_what_on_error_got_is_the_same(distributed: bool, cluster: list[
 
 
 @BATCHES
-def test_an_error_of_on_error_is_raised_instead(batch_size: int, cluster: list[int]) -> None:
+def test_an_error_of_on_error_is_raised_instead(batch_size: Any, cluster: list[int]) -> None:
     def handle(error: BaseException) -> int:
         raise KeyError("of the handler")
 
@@ -210,7 +210,7 @@ def test_none_is_a_value_of_on_error(cluster: list[int]) -> None:
 
 @BATCHES
 @PLACES
-def test_retries(batch_size: int, distributed: bool, cluster: list[int], tmp_path: Path) -> None:
+def test_retries(batch_size: Any, distributed: bool, cluster: list[int], tmp_path: Path) -> None:
     log = tmp_path / "log"
     item = partial(fails_at_first, log, 2)
     result = hd.pmap(item, range(8), retry_delays=[0, 0.001], batch_size=batch_size, distributed=distributed)
@@ -220,7 +220,7 @@ def test_retries(batch_size: int, distributed: bool, cluster: list[int], tmp_pat
 
 @BATCHES
 @PLACES
-def test_retries_that_do_not_suffice(batch_size: int, distributed: bool, cluster: list[int], tmp_path: Path) -> None:
+def test_retries_that_do_not_suffice(batch_size: Any, distributed: bool, cluster: list[int], tmp_path: Path) -> None:
     log = tmp_path / "log"
     item = partial(fails_at_first, log, 3)
     with pytest.raises(hd.RemoteException, match="5 is not ready") as caught:
@@ -268,7 +268,7 @@ def test_waiting_for_a_free_worker_with_a_retry_that_is_due_costs_nothing(cluste
 @PLACES
 @pytest.mark.parametrize("answer", [True, False, (None, True), (None, False)])
 def test_retry_check_says_whether(
-    answer: Any, batch_size: int, distributed: bool, cluster: list[int], tmp_path: Path
+    answer: Any, batch_size: Any, distributed: bool, cluster: list[int], tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     seen: list[Any] = []
@@ -324,7 +324,7 @@ def test_retry_check_alone_tries_nothing_again(distributed: bool, cluster: list[
 @BATCHES
 @PLACES
 def test_on_error_comes_before_any_retry(
-    batch_size: int, distributed: bool, cluster: list[int], tmp_path: Path
+    batch_size: Any, distributed: bool, cluster: list[int], tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     item = partial(fails_at_first, log, 1)
@@ -338,7 +338,7 @@ def test_on_error_comes_before_any_retry(
 @BATCHES
 @PLACES
 def test_what_on_error_raises_is_tried_again(
-    batch_size: int, distributed: bool, cluster: list[int], tmp_path: Path
+    batch_size: Any, distributed: bool, cluster: list[int], tmp_path: Path
 ) -> None:
     """At the last attempt too it is asked first."""
     log = tmp_path / "log"

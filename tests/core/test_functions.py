@@ -11,36 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hybriddist.core import payload
 from hybriddist.core.functions import FunctionReceiver, FunctionSender
 from hybriddist.errors import DeserializeError, LocalProtocolError, RemoteProtocolError, SerializeError
-
-
-class Link:
-    """A sender, a receiver, and what goes between them."""
-
-    def __init__(self, **options: Any) -> None:
-        self.sender = FunctionSender(**options)
-        self.receiver = FunctionReceiver()
-        self.how = ""
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call it at the other end; ``how`` tells how the function went."""
-        key, definition = self.sender.key_for(function)
-        self.how = "inline" if key == 0 else "key" if definition is None else "define"
-        if definition is not None:
-            self.receiver.define(key, *definition)
-        for forgotten in self.sender.take_forgotten():
-            self.receiver.forget(forgotten)
-        remote = self.receiver.find(key).load() if key else payload.loads(*payload.dumps(function))
-        return remote(*args)
-
-    def ways(self, function: Callable[..., Any], times: int = 3) -> list[str]:
-        return [(self.call(function), self.how)[1] for _ in range(times)]
+from tests.helpers.function_link import Link, closure_over, define
 
 
 @pytest.fixture
@@ -56,12 +31,8 @@ def script(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return main
 
 
-CACHED = ["inline", "define", "key"]
+CACHED = ["define", "key", "key"]
 INLINE = ["inline", "inline", "inline"]
-
-
-def closure_over(value: Any) -> Callable[[], Any]:
-    return lambda: value
 
 
 @pytest.mark.parametrize(
@@ -80,7 +51,7 @@ def closure_over(value: Any) -> Callable[[], Any]:
         functools.partial(closure_over(1)),
     ],
 )
-def test_what_stays_as_it_is_gets_a_key_at_the_second_call(link: Link, function: Any) -> None:
+def test_what_stays_as_it_is_gets_a_key_at_the_first_call(link: Link, function: Any) -> None:
     assert link.ways(function) == CACHED
     assert link.ways(function) == ["key"] * 3
     assert len(link.receiver) == 1
@@ -168,19 +139,23 @@ def test_a_changed_closure_is_seen(link: Link) -> None:
     assert link.how == "key"
     value = 2
     assert link.call(function) == 2
-    assert link.how == "inline"
-    assert len(link.receiver) == 0
-    assert link.ways(function, 2) == ["define", "key"]
+    assert link.how == "define"
+    assert len(link.receiver) == 1
+    assert link.ways(function, 2) == ["key", "key"]
     value = 3
     assert link.call(function) == 3
+    value = [3]  # type: ignore[assignment]
+    assert link.call(function) == [3]
+    assert link.how == "inline"
+    assert len(link.receiver) == 0
 
 
-def test_a_closure_that_changes_with_each_call_goes_inline(link: Link) -> None:
-    function, ways = (lambda: i), []
+def test_a_closure_that_changes_with_each_call_is_defined_with_each(link: Link) -> None:
+    function = lambda: i  # noqa: E731
     for i in range(1000, 1010):
         assert link.call(function) == i
-        ways.append(link.how)
-    assert ways == ["inline", "define", *["inline"] * 8]
+        assert link.how == "define"
+        assert len(link.receiver) == 1
 
 
 def test_an_unbound_variable_is_not_the_old_one(link: Link) -> None:
@@ -212,7 +187,7 @@ def test_a_changed_function_is_seen(link: Link, change: str) -> None:
     else:
         function.state = []  # type: ignore[attr-defined]
     assert link.call(function) == function()
-    assert link.how == "inline"
+    assert link.how == ("inline" if change == "attribute" else "define")
 
 
 def test_a_partial_whose_keywords_were_changed_is_seen(link: Link) -> None:
@@ -225,18 +200,14 @@ def test_a_partial_whose_keywords_were_changed_is_seen(link: Link) -> None:
 # ---- globals ----------------------------------------------------------------------------------------------------
 
 
-def define(module: types.ModuleType, code: str) -> None:
-    exec(code, module.__dict__)
-
-
 def test_changed_globals_are_seen_also_through_helpers(link: Link, script: types.ModuleType) -> None:
     define(script, "x = 1\ndef helper(): return x\ndef f(): return helper()")
     function = script.f
-    assert link.ways(function) == ["inline", "define", "key"]
+    assert link.ways(function) == CACHED
     define(script, "x = 2")
-    assert (link.call(function), link.how) == (2, "inline")
+    assert (link.call(function), link.how) == (2, "define")
     define(script, "def helper(): return -x")
-    assert (link.call(function), link.how) == (-2, "inline")
+    assert (link.call(function), link.how) == (-2, "define")
     define(script, "def helper(): return len('abc')")
     assert link.call(function) == 3
     assert link.ways(function)[-1] == "key"
@@ -250,17 +221,17 @@ def test_a_global_that_another_function_took_there_is_sent_again(monkeypatch: py
 
     def call(function: Any) -> Any:
         monkeypatch.setitem(sys.modules, "__main__", ours)
-        (key, definition), body = link.sender.key_for(function), payload.dumps(function)
+        key = link.name(function)
         monkeypatch.setitem(sys.modules, "__main__", theirs)
-        if definition:
-            link.receiver.define(key, *definition)
-        return (link.receiver.find(key).load() if key else payload.loads(*body))(), key
+        value = link.receiver.find(key).load()()
+        link.sender.release(key)
+        return value, link.how
 
-    assert [call(ours.f) for _ in range(3)] == [(1, 0), (1, 1), (1, 1)]
+    assert [call(ours.f) for _ in range(3)] == [(1, "define"), (1, "key"), (1, "key")]
     ours.x = 2
-    assert call(ours.g) == (2, 0)
+    assert call(ours.g) == (2, "define")
     ours.x = 1
-    assert call(ours.f) == (1, 0)
+    assert call(ours.f) == (1, "define")
 
 
 def test_functions_that_rebind_their_modules_globals_go_inline(link: Link) -> None:
@@ -315,9 +286,58 @@ def test_the_cache_is_bounded_and_keeps_the_recently_used() -> None:
         link.ways(kept)
         assert len(link.receiver) <= 3
     assert link.ways(kept, 1) == ["key"]
-    assert link.ways(functions[0], 1) == ["inline"]
+    assert link.ways(functions[0], 1) == ["define"]
     with pytest.raises(LocalProtocolError):
         FunctionSender(capacity=0)
+
+
+def test_a_key_that_a_call_is_about_to_name_is_not_forgotten_yet(link: Link) -> None:
+    value = 1
+
+    def function() -> int:
+        return value
+
+    first = link.name(function)
+    assert link.name(function) == first  # two threads are about to send calls
+    value = 2
+    second = link.name(function)
+    assert second != first
+    assert link.receiver.find(first).load()() == 1
+    link.sender.release(first)
+    assert link.sender.take_forgotten() == []
+    link.sender.release(first)
+    assert link.sender.take_forgotten() == [first]
+    assert link.sender.take_forgotten() == []
+
+
+def test_what_another_thread_has_defined_meanwhile_is_not_defined_again(link: Link) -> None:
+    function = closure_over(1)
+    assert link.sender.key_for(function) is None
+    key = link.name(function)
+    assert link.sender.adopt(function, link.definitions.define(function)) == (key, False)
+
+
+def test_a_definition_that_is_out_of_date_when_it_would_be_sent_is_not(link: Link) -> None:
+    value = 1
+
+    def function() -> int:
+        return value
+
+    assert link.sender.key_for(function) is None
+    old = link.definitions.define(function)
+    value = 2
+    assert link.sender.adopt(function, old) == (0, False)
+    assert link.call(function) == 2
+    assert link.how == "define"
+
+
+def test_a_definition_that_was_not_sent_counts_for_nothing(link: Link) -> None:
+    function = closure_over(1)
+    key, is_new = link.sender.adopt(function, link.definitions.define(function))
+    assert is_new
+    link.sender.withdraw(key)
+    assert link.sender.take_forgotten() == [key]
+    assert link.ways(function) == CACHED
 
 
 def test_what_cannot_be_pickled_is_reported_by_the_call(link: Link) -> None:
@@ -345,56 +365,3 @@ def test_a_definition_that_cannot_be_unpickled_fails_each_call_that_names_it() -
     assert found.load() is len  # by a call that was under way
     with pytest.raises(RemoteProtocolError, match="function 2"):
         receiver.find(2)
-
-
-# ---- any order of events ----------------------------------------------------------------------------------------
-
-
-class Cache(RuleBasedStateMachine):
-    """Whatever changes between calls, a call gives what the function gives here, and both ends agree on the keys."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.link = Link(capacity=4)
-        self.module = types.ModuleType("no_such_module")
-        define(self.module, "x = 1\ny = 1\ndef f(): return x\ndef g(): return f(), y\nh = lambda a=1: (a, g())")
-        self.made: list[Any] = []
-
-    @rule(name=st.sampled_from("fgh"))
-    def call(self, name: str) -> None:
-        function = getattr(self.module, name)
-        assert self.link.call(function) == function()
-
-    @rule(name=st.sampled_from("xy"), value=st.sampled_from([1, 2, "a", (1, 2)]) | st.lists(st.integers(), max_size=2))
-    def rebind(self, name: str, value: Any) -> None:
-        setattr(self.module, name, value)
-
-    @rule(name=st.sampled_from("xy"))
-    def change_inside(self, name: str) -> None:
-        if isinstance(value := getattr(self.module, name), list):
-            value.append(1)
-
-    @rule(name=st.sampled_from("fg"))
-    def redefine(self, name: str) -> None:
-        define(self.module, f"def {name}(): return x, y")
-
-    @rule(value=st.integers(0, 3))
-    def make(self, value: int) -> None:
-        self.made.append(closure_over(value))
-
-    @rule(index=st.integers(0, 3))
-    def call_made(self, index: int) -> None:
-        if index < len(self.made):
-            assert self.link.call(self.made[index]) == self.made[index]()
-
-    @rule()
-    def drop(self) -> None:
-        del self.made[:1]
-
-    @invariant()
-    def bounded(self) -> None:
-        assert len(self.link.receiver) <= 4 + 1  # one may have died since the last call
-
-
-TestCache = Cache.TestCase
-TestCache.settings = settings(max_examples=40, stateful_step_count=30)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hybriddist.core import payload
-from hybriddist.core.functions import FunctionSender
+from hybriddist.core.definitions import Definitions
 from hybriddist.core.snapshots import Snapshot, ValueMark
 
 SETUP = """
@@ -85,7 +85,6 @@ def test_a_change_is_seen(script: Any, value: str, change: str) -> None:
     exec(f"v = {value}", script.__dict__)
     snapshot, mark = Snapshot.take(script.f), ValueMark(script.v)
     assert snapshot is not None
-    assert snapshot.has_contents
     assert snapshot.is_current(script.f)
     assert mark.matches(script.v)
     exec(change, script.__dict__)
@@ -94,13 +93,13 @@ def test_a_change_is_seen(script: Any, value: str, change: str) -> None:
 
 
 @pytest.mark.parametrize("value", sorted({value for value, _ in CHANGES}))
-def test_it_is_defined_at_the_first_call_and_known_from_then_on(script: Any, value: str) -> None:
+def test_it_is_defined_once(script: Any, value: str) -> None:
     exec(f"v = {value}", script.__dict__)
-    sender = FunctionSender()
-    key, definition = sender.key_for(script.f)
-    assert key
-    assert definition is not None
-    assert [sender.key_for(script.f) for _ in range(2)] == [(key, None)] * 2
+    definitions = Definitions()
+    first = definitions.define(script.f)
+    assert first is not None
+    assert first.snapshot is not None
+    assert definitions.define(script.f) is first
 
 
 def test_what_a_class_calls_the_same_is_the_same(script: Any) -> None:
@@ -160,10 +159,11 @@ v = w = Counted(1)
 
 class Sender:
     def __init__(self) -> None:
-        self._sender = FunctionSender()
+        self._definitions = Definitions()
 
     def call(self, function: Any) -> None:
-        if self._sender.key_for(function)[0] == 0:
+        definition = self._definitions.define(function)
+        if definition is None or definition.snapshot is None:
             payload.dumps(function)
 
 
@@ -223,13 +223,6 @@ def test_an_unrelated_change_sends_nothing_again(counted: Any) -> None:
     assert counted.pickled == [1]
 
 
-def test_each_connection_has_books_of_its_own(counted: Any) -> None:
-    """A worker that takes another's place has got nothing yet."""
-    Sender().call(counted.f)
-    Sender().call(counted.f)
-    assert counted.pickled == [1, 1]
-
-
 @pytest.mark.parametrize(
     ("value", "there", "back"),
     [
@@ -241,10 +234,10 @@ def test_each_connection_has_books_of_its_own(counted: Any) -> None:
 def test_content_that_another_function_sent_meanwhile(script: Any, value: str, there: str, back: str) -> None:
     """f sent [1], g sent [2], now it is [1] again: the other end has [2]."""
     exec(f"v = {value}\ndef g(): return v", script.__dict__)
-    sender = FunctionSender()
-    first = sender.key_for(script.f)
-    assert sender.key_for(script.f) == (first[0], None)
+    definitions = Definitions()
+    first = definitions.define(script.f)
+    assert definitions.define(script.f) is first
     exec(there, script.__dict__)
-    assert sender.key_for(script.g)[1] is not None
+    definitions.define(script.g)
     exec(back, script.__dict__)
-    assert sender.key_for(script.f)[1] is not None
+    assert definitions.define(script.f) is not first

@@ -27,6 +27,7 @@ SCRIPT = """
 
     def make(seed): return pattern(seed, SIZE)
     def nap(x): time.sleep(0.001); return x
+    async def nap_there(x): return await hd.remotecall(nap, pids[x % 2], x)
 
     def work():
         if kind == "fetch":
@@ -41,6 +42,10 @@ SCRIPT = """
             assert hd.pmap(nap, range(20)) == list(range(20))
         elif kind == "distributed":
             assert hd.distributed(nap, range(20), reduce=lambda a, b: a + b) == 190
+        elif kind == "asyncmap":
+            assert hd.asyncmap(lambda x: hd.remotecall_fetch(nap, pids[x % 2], x), range(20)) == list(range(20))
+        elif kind == "asyncmap of coroutines":
+            assert hd.asyncmap(nap_there, range(20)) == list(range(20))
         elif kind == "addprocs":
             hd.rmprocs(hd.addprocs(1, transport=transport))
 
@@ -88,7 +93,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
-@pytest.mark.parametrize("kind", ["fetch", "futures", "arrays", "pmap", "distributed", "addprocs"])
+@pytest.mark.parametrize(
+    "kind",
+    ["fetch", "futures", "arrays", "pmap", "distributed", "asyncmap", "asyncmap of coroutines", "addprocs"],
+)
 def test_at_random_moments(kind: str, transport: str, start: Callable[..., Terminal]) -> None:
     seed = random.SystemRandom().randrange(2**32)
     moments = random.Random(seed)
@@ -104,6 +112,16 @@ def test_at_random_moments(kind: str, transport: str, start: Callable[..., Termi
 
 
 FINALISERS = {
+    "of an element of a weak set": """
+        from weakref import WeakSet
+        class Thing: pass
+        class Elements(set):
+            def discard(self, element): strike(); super().discard(element)
+        threads = WeakSet()  # as the one of `threading`
+        threads.data = Elements()
+        thing = Thing()
+        threads.add(thing)
+    """,
     "of an array": """
         from hybriddist.core.lease import Lessor
         thing = Lessor().lease(bytearray(8), 0, 8, strike)

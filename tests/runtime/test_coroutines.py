@@ -89,3 +89,40 @@ def test_close_cancels_what_is_under_way(coroutines: Coroutines) -> None:
     coroutines.close()
     assert under_way.cancelled()
     assert ended == ["cancelled"]
+
+
+def test_a_loop_that_cannot_be_made(coroutines: Coroutines, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(asyncio, "new_event_loop", fail)
+    with pytest.raises(OSError, match="too many open files"):
+        coroutines.loop()
+    monkeypatch.undo()
+    assert coroutines.run(give(3)) == 3
+
+
+def test_several_who_ask_first_at_the_same_time(coroutines: Coroutines) -> None:
+    barrier = threading.Barrier(8)
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def ask() -> None:
+        barrier.wait(10)
+        loops.append(coroutines.loop())
+
+    threads = [spawn(ask, "asks") for _ in range(8)]
+    for thread in threads:
+        thread.join(10)
+    assert len(loops) == 8
+    assert len(set(loops)) == 1
+
+
+def test_the_loop_and_its_thread(coroutines: Coroutines) -> None:
+    loop = coroutines.loop()
+    assert coroutines.loop() is loop
+    assert not coroutines.is_own_thread()
+
+    async def where() -> tuple[bool, bool]:
+        return asyncio.get_running_loop() is loop, coroutines.is_own_thread()
+
+    assert coroutines.run(where()) == (True, True)

@@ -1,0 +1,147 @@
+"""Who works for a map: all workers of the cluster, or those that a pool gives.
+
+A map asks again and again, so that workers which come while it runs join in. Those of a pool are taken when there is
+something to do, and put back when there is nothing left: several maps and calls may share a pool. A map that runs on a
+worker and gets nobody works itself, with the CPU that it would only wait with: so maps inside maps cannot deadlock,
+however small their pool is.
+
+What this module does not know: what is to be done.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Container, Sized
+from typing import Any, Final, Protocol
+
+from hybriddist.cluster import replace_worker
+from hybriddist.errors import ClusterError, HybridDistError, ProcessExitedException
+from hybriddist.ids import DRIVER
+from hybriddist.pools import AbstractWorkerPool
+from hybriddist.runtime.process import Process
+
+_TAKE_SECONDS: Final = 0.02
+"""For a worker that is said to be free: the pool may be on another process."""
+
+_POOL_SECONDS: Final = 0.1
+"""How long a map without any worker waits for the pool before it looks at what else there is."""
+
+
+class Known(Container[int], Sized, Protocol):
+    """Those that work already."""
+
+
+class Crew:
+    """All workers of the cluster.
+
+    Args:
+        process: this process.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._replacements = 0
+        """How many are on their way."""
+
+    def newcomers(self, known: Known, wanted: int | None) -> list[int]:
+        """Workers that are not known yet.
+
+        Args:
+            known: those that work already. If nobody does there is time to wait.
+            wanted: as many are enough; None: nobody knows.
+
+        Raises:
+            ProcessExitedException: nobody is left.
+        """
+        membership, own = self._process.membership, self._process.pid
+        pids = membership.workers()
+        if pids == [DRIVER]:
+            if self._replacements:
+                return []
+            raise ProcessExitedException(0, "all workers are gone while a map was running")
+        return [pid for pid in pids if pid not in known and (pid == own or membership.may_connect(own, pid))]
+
+    def function_on(self, pid: int, f: Callable[..., Any]) -> tuple[Callable[..., Any], Any]:
+        """What is to be called on a worker, and what is to be kept until it has ended."""
+        return f, None
+
+    def dismiss(self, pid: int) -> None:
+        """There is nothing more for this worker."""
+
+    def replace(self, pid: int) -> None:
+        """End a worker that does not react, and start another one like it; returns at once."""
+        self._replacements += 1
+        self._process.spawn(lambda: self._replace(pid), "hybriddist-replacement")
+
+    def _replace(self, pid: int) -> None:
+        try:
+            new = self._process.fetch_call(replace_worker, DRIVER, (pid,), {})
+            if new is not None:
+                self._join(new)
+        except HybridDistError as error:
+            print(f"hybriddist: worker {pid} did not react, and there is no other for it: {error}", file=sys.stderr)
+        finally:
+            self._replacements -= 1
+
+    def _join(self, pid: int) -> None:
+        """A new worker has come in place of another."""
+
+
+class PoolCrew(Crew):
+    """The workers of a pool.
+
+    Args:
+        pool: the pool.
+    """
+
+    def __init__(self, process: Process, pool: AbstractWorkerPool) -> None:
+        super().__init__(process)
+        self._pool = pool
+        self._taken: set[int] = set()
+
+    def newcomers(self, known: Known, wanted: int | None) -> list[int]:
+        """See `Crew.newcomers`. Takes them from the pool.
+
+        Raises:
+            ClusterError: nobody in the pool lives.
+        """
+        found: list[int] = []
+        while (wanted is None or len(found) < wanted) and self._pool.isready():
+            pid = self._take(_TAKE_SECONDS)
+            if pid is None:
+                break  # somebody was faster
+            if pid in known or pid in found:  # the pool gives one several times: pid 1, where there are no workers
+                self._pool.put(pid)
+                break
+            found.append(pid)
+        if not found and not len(known):
+            own = self._process.pid
+            if own != DRIVER:
+                return [own]  # not from the pool: nobody waits for it
+            pid = self._take(_POOL_SECONDS)
+            if pid is not None:
+                found.append(pid)
+        return found
+
+    def _take(self, seconds: float) -> int | None:
+        try:
+            pid = self._pool.take(timeout=seconds)
+        except TimeoutError:
+            return None
+        except ClusterError:
+            if self._replacements:  # the last member is gone, and another is on its way
+                return None
+            raise
+        self._taken.add(pid)
+        return pid
+
+    def function_on(self, pid: int, f: Callable[..., Any]) -> tuple[Callable[..., Any], Any]:
+        return self._pool.function_on(pid, f) if pid in self._taken else (f, None)
+
+    def dismiss(self, pid: int) -> None:
+        if pid in self._taken:
+            self._taken.remove(pid)
+            self._pool.put(pid)
+
+    def _join(self, pid: int) -> None:
+        self._pool.push(pid)

@@ -1,0 +1,184 @@
+"""What is under way to each worker of a map: calls, in order, and how many or how large they may be.
+
+A worker that gets its next item only after the last result has come idles for a round trip; with items of
+microseconds that is most of the time. So there is a second thing under way behind the one it is at:
+
+* of single items as many as fit in 2 ms, and never a second one behind anything slower: a slow item holds back no
+  other that a free worker could take;
+* of batches two, each made to take 5 ms.
+
+What an item costs is what its worker says, or what it takes to send it, if that is more. Not the time from result to
+result: with many workers on few CPUs each waits for the others most of that time, and its window would stay small just
+where every message costs a switch between processes (64 workers on two CPUs did a fortieth of the items).
+
+What this module does not know: how calls travel, and what becomes of results (``mapping.py``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from hybriddist.batches import BUDGET_SECONDS
+from hybriddist.runtime.completion import Completion
+from hybriddist.supply import Entry
+
+if TYPE_CHECKING:
+    from hybriddist.future import Future
+    from hybriddist.runtime.peer import Peer
+
+_AHEAD_SECONDS: Final = 0.002
+"""Work that may wait at a worker behind the item it is at."""
+
+_MOST_AHEAD: Final = 256
+
+_BATCH_SECONDS: Final = BUDGET_SECONDS / 4
+_BATCHES: Final = 2
+_MOST_IN_BATCH: Final = 1 << 14
+_EVIDENCE: Final = 4
+"""A window may be a quarter of the items that have ended, in all lanes, when they were as quick as that."""
+
+
+class Unit(Completion):
+    """One call under way: of an item, or of a batch. Its completion is noted by its map.
+
+    Attributes:
+        indices: of the items.
+        items: their arguments.
+        pid: where it runs.
+        peer: None: it runs in this process, and ``future`` brings its result.
+        shared: whether it was sent in one message with others.
+        sent: when (`time.monotonic`).
+        begun: when its worker said that it begins (`time.monotonic`); 0.0: it has not said so.
+        overdue: when it has run for too long and was interrupted: the time at which its worker is given up.
+    """
+
+    __slots__ = ("begun", "future", "indices", "items", "note", "overdue", "peer", "pid", "sent", "shared")
+
+    future: Future
+
+    def __init__(self, indices: Sequence[int], items: Sequence[Any]) -> None:
+        super().__init__()
+        self.indices = indices
+        self.items = items
+        self.begun = 0.0
+        self.overdue = 0.0
+
+    def send_to(self, pid: int, peer: Peer | None, note: Callable[[Unit], None], now: float, *, shared: bool) -> None:
+        """It is about to be sent; ``note`` is called by whoever receives its result."""
+        self.pid = pid
+        self.peer = peer
+        self.note = note
+        self.sent = now
+        self.shared = shared
+
+    def entries(self, first: int = 0) -> Iterator[Entry]:
+        """Its items, one by one, from position ``first`` on."""
+        return zip(self.indices[first:], self.items[first:], strict=True)
+
+    def begin(self) -> None:
+        """The worker says that it begins."""
+        super().begin()
+        self.begun = monotonic()
+
+    def complete(self, outcome: int, content: Any) -> None:
+        """The result is here, or the worker is gone."""
+        self.outcome = outcome
+        self.content = content
+        self.done = True
+        self.note(self)
+
+
+class Pace:
+    """What all lanes of a map know together."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+        """Items."""
+
+
+class Lane:
+    """The units under way to one worker, in the order in which they were sent."""
+
+    __slots__ = (
+        "_busy_ns",
+        "_ended",
+        "_pace",
+        "_sending",
+        "_sent",
+        "f",
+        "kept",
+        "size",
+        "under_way",
+        "victim",
+        "window",
+    )
+
+    f: Callable[..., Any]
+    """What is called on this worker."""
+    kept: Any
+    """Must live as long as that is called."""
+
+    def __init__(self, pace: Pace, *, batches: bool) -> None:
+        self._pace = pace
+        self.under_way: deque[Unit] = deque()
+        self.window = _BATCHES if batches else 1
+        """How many units may be under way."""
+        self.size = 1
+        """How many items a unit may have."""
+        self.victim: Unit | None = None
+        """The unit at which its worker died."""
+        # Since the last look:
+        self._busy_ns = 0
+        self._ended = 0
+        self._sending = 0.0
+        self._sent = 0
+
+    def sent(self, units: Sequence[Unit], seconds: float) -> None:
+        """Units are under way; so long it took to send them."""
+        self.under_way.extend(units)
+        self._sending += seconds
+        for unit in units:
+            self._sent += len(unit.items)
+
+    def end(self, unit: Unit, items: int, nanoseconds: int) -> None:
+        """A unit has ended, in which so many items were run, in such a time."""
+        under_way = self.under_way
+        if under_way[0] is unit:
+            under_way.popleft()
+        else:
+            under_way.remove(unit)
+        self._ended += items
+        self._busy_ns += nanoseconds
+        self._pace.ended += items
+
+    def widen(self) -> None:
+        """Set the window to what takes `_AHEAD_SECONDS`; it grows step by step, and shrinks at once."""
+        seconds = self._item_seconds()
+        if seconds is not None:
+            most = max(self.window * 2, self._pace.ended // _EVIDENCE)
+            self.window = max(1, min(_MOST_AHEAD, most, int(_AHEAD_SECONDS / seconds)))
+
+    def enlarge(self) -> None:
+        """Set the size of the next batch to what takes `_BATCH_SECONDS`, likewise."""
+        seconds = self._item_seconds()
+        if seconds is not None:
+            most = max(self.size * 4, self._pace.ended // _EVIDENCE)
+            self.size = max(1, min(_MOST_IN_BATCH, most, int(_BATCH_SECONDS / seconds)))
+
+    def _item_seconds(self) -> float | None:
+        """What an item cost since the last look; None: nothing is known."""
+        if not self._ended:
+            return None
+        seconds = max(self._busy_ns * 1e-9 / self._ended, 1e-7)
+        if self._sent:
+            seconds = max(seconds, self._sending / self._sent)
+        self._busy_ns = self._ended = self._sent = 0
+        self._sending = 0.0
+        return seconds
+
+    def at_work(self) -> Unit | None:
+        """The unit that the worker is at, as far as is known: the oldest that is not said to have begun before."""
+        return next((unit for unit in self.under_way if not unit.started), None)

@@ -1,0 +1,394 @@
+"""The engine of `pmap` and `imap`: feed the workers, collect what comes, give out again what has to be.
+
+One thread, the caller's, does all of it; iterators, `on_error` and `retry_check` run there and nowhere else. Results
+are noted by whichever thread receives them and handled in order of arrival::
+
+    supply ─► feed ─► units under way, by lane ─► ended units noted ─► handle ─► outcomes
+      ▲                                                                  │
+      └────────── retries, and what had not begun ───────────────────────┘
+
+A worker answers unit by unit. It says so when it begins one while an older one has no result, so when it dies it is
+known which units had begun, and which never did: only those are given to others. A worker that maps takes its share
+too: one unit at a time, on another thread, while this one waits.
+
+**Time limits.** An item counts from its own begin, which the worker announces. One that is over its limit is
+interrupted; if its worker does not react, the worker is ended and replaced.
+
+What this module does not know: how calls travel, who works (``crew.py``), how much goes to whom (``lanes.py``), what is
+left to do (``supply.py``), and what errors and results come to (``outcomes.py``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import CancelledError
+from functools import partial
+from typing import Any, Final
+
+from hybriddist.batches import Report, open_report, run_batch
+from hybriddist.calls import remotecall
+from hybriddist.core.messages import Outcome
+from hybriddist.crew import Crew
+from hybriddist.deadline import Deadline
+from hybriddist.errors import HybridDistError, ProcessExitedException, SerializeError
+from hybriddist.future import Future
+from hybriddist.ids import DRIVER
+from hybriddist.lanes import Lane, Pace, Unit
+from hybriddist.outcomes import Outcomes
+from hybriddist.runtime.asking import LOST
+from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.process import Process
+from hybriddist.supply import Entry, Supply
+
+_LOOK_SECONDS: Final = 0.1
+"""While there is something to give out, how often new workers are looked for at least."""
+
+_REACTION_SECONDS: Final = 1.0
+"""For an interrupted item to end; then its worker is given up."""
+
+_IMPORT_SECONDS: Final = 30.0
+"""An item that has not begun: its worker imports what the function needs. That has a limit too."""
+
+_NOT_SENT: Final = -2
+"""Outcome of an item that cannot be pickled; the content is the exception."""
+
+
+class Mapping:
+    """One map over workers.
+
+    Args:
+        process: this process.
+        f: the function.
+        supply: the arguments of each item, as a tuple; in batches of items with one argument: that.
+        outcomes: hears of the ends of items.
+        crew: who works.
+        batch_size: items a message; 0: batches of adapting size, each one call.
+        item_timeout: seconds for an item, from its begin.
+        several: whether items are tuples.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        f: Callable[..., Any],
+        supply: Supply,
+        outcomes: Outcomes,
+        crew: Crew,
+        batch_size: int = 1,
+        item_timeout: float | None = None,
+        several: bool = True,
+    ) -> None:
+        self._process = process
+        self._batched = batch_size == 0
+        self._f = f
+        self._several = several
+        self._supply = supply
+        self._outcomes = outcomes
+        self._crew = crew
+        self._batch_size = batch_size
+        self._item_timeout = item_timeout
+        self._pace = Pace()
+        self._lanes: dict[int, Lane] = {}
+        self._hungry: set[int] = set()
+        """The lanes that may have room."""
+        self._ended: deque[Unit] = deque()
+        self._news = Completion()
+        self._looked = 0.0
+
+    def run(self) -> Generator[None, None, None]:
+        """Feed and collect until all is done, with a stop whenever something was handled.
+
+        If it fails, or is closed before the end, what is still under way is cancelled.
+        """
+        try:
+            yield from self._run()
+        except BaseException:
+            self._cancel()
+            raise
+        finally:
+            for pid in self._lanes:
+                self._crew.dismiss(pid)
+
+    def is_starving(self) -> bool:
+        """Whether some worker has nothing to do, only because nothing more may be read."""
+        return self._supply.may_read <= 1 and any(not lane.under_way for lane in self._lanes.values())
+
+    def _cancel(self) -> None:
+        for lane in self._lanes.values():
+            if not lane.under_way:
+                continue
+            peer = lane.under_way[0].peer
+            if peer is not None:
+                self._process.cancel_calls(peer, lane.under_way)
+                continue
+            for unit in lane.under_way:
+                unit.future.cancel()
+
+    def _run(self) -> Generator[None, None, None]:
+        ended, supply = self._ended, self._supply
+        while True:
+            self._feed()
+            if not ended:
+                if any(lane.under_way for lane in self._lanes.values()):
+                    self._news = news = Completion()
+                    if not ended:
+                        self._wait(news)
+                elif supply.is_empty():
+                    return
+                elif not supply.is_held_back():
+                    time.sleep(min(max(supply.seconds(), 0.001), _LOOK_SECONDS))
+                    continue
+            while ended:
+                self._handle(ended.popleft())
+            if self._item_timeout is not None:
+                self._end_overdue()
+            yield
+
+    def _wait(self, news: Completion) -> None:
+        at_work = [lane.under_way[0].peer for lane in self._lanes.values() if lane.under_way]
+        peers = [peer for peer in at_work if peer is not None]
+        if len(peers) == len(at_work):
+            self._process.wait_for_any(news, peers, self._seconds_to_wait())
+        else:
+            self._process.wait_here(news, None, Deadline(self._seconds_to_wait()))
+
+    def _seconds_to_wait(self) -> float | None:
+        """How long to wait for results: until something is due, and not long while a new worker would have work."""
+        times = []
+        if not self._supply.is_empty() and not self._supply.is_held_back():
+            times = [_LOOK_SECONDS, self._supply.seconds()]
+        if self._item_timeout is not None:
+            now = time.monotonic()
+            # Nobody wakes us when an item begins: so it is looked for.
+            times += [self._limit(unit) - now if unit.begun else _LOOK_SECONDS for unit in self._under_way()]
+        return max(0.0, min(times)) if times else None
+
+    def _note(self, unit: Unit) -> None:
+        """A unit has ended: called by whoever received its result."""
+        self._ended.append(unit)
+        news = self._news
+        if not news.done:
+            news.complete(0, None)
+
+    # ---- feeding ----------------------------------------------------------------------------------------------
+
+    def _feed(self) -> None:
+        """Fill the lanes that have done half of what they had. New workers join in, those that leave get no more."""
+        if self._supply.is_empty() or self._supply.is_held_back():
+            return
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_SECONDS or not self._lanes:
+            self._looked = now
+            for pid in self._crew.newcomers(self._lanes, self._supply.left()):
+                self._open_lane(pid)
+        working = {DRIVER, *self._process.membership.workers()}
+        for pid in sorted(self._hungry):
+            lane = self._lanes[pid]
+            limit = 0 if pid == self._process.pid else lane.window // 2
+            if len(lane.under_way) <= limit:
+                if pid not in working:
+                    if not lane.under_way:
+                        self._retire(pid)
+                elif not self._fill(pid, lane):
+                    return
+            self._hungry.discard(pid)
+
+    def _open_lane(self, pid: int) -> None:
+        """A worker takes part."""
+        lane = self._lanes[pid] = Lane(self._pace, batches=self._batched)
+        self._hungry.add(pid)
+        try:
+            f, lane.kept = self._crew.function_on(pid, self._f)
+        except ProcessExitedException:  # a moment ago it was there
+            self._retire(pid)
+            return
+        lane.f = partial(run_batch, f, several=self._several) if self._batched else f
+
+    def _fill(self, pid: int, lane: Lane) -> bool:
+        """Send until the window is full; False if there is nothing to send."""
+        if self._batched:
+            lane.enlarge()
+        elif self._item_timeout is None:  # else each goes alone, to the thread that interrupts reach best
+            lane.widen()
+        if pid == self._process.pid:
+            return self._start_here(pid, lane)
+        while (room := lane.window - len(lane.under_way)) > 0:
+            if self._batched:
+                indices, items = self._supply.take(self._fair(lane.size))
+                units = [Unit(indices, items)] if items else []
+            else:
+                indices, items = self._supply.take(self._batch_size if self._batch_size > 1 else room)
+                units = [Unit((index,), (item,)) for index, item in zip(indices, items, strict=True)]
+            if not units:
+                return False
+            if not self._send(pid, lane, units):
+                return True
+        return True
+
+    def _fair(self, size: int) -> int:
+        """Near the end batches get smaller, to an eighth, so that all workers end at about the same time."""
+        left = self._supply.left()
+        return size if left is None else max(1, min(size, max(size // 8, left // (2 * len(self._lanes)))))
+
+    def _arguments(self, unit: Unit) -> tuple[Any, ...]:
+        arguments: tuple[Any, ...] = (unit.items,) if self._batched else unit.items[0]
+        return arguments
+
+    def _start_here(self, pid: int, lane: Lane) -> bool:
+        """This process's own share; False if there is nothing to do."""
+        indices, items = self._supply.take(self._fair(lane.size) if self._batched else 1)
+        if not items:
+            return False
+        unit = Unit(indices, items)
+        unit.send_to(pid, None, self._note, time.monotonic(), shared=False)
+        unit.begun = unit.sent
+        unit.future = future = remotecall(lane.f, pid, *self._arguments(unit))
+        lane.sent((unit,), 0.0)
+        future.add_done_callback(partial(_end_here, unit))
+        return True
+
+    def _send(self, pid: int, lane: Lane, units: list[Unit]) -> bool:
+        """Send units in one message. False: the worker is gone, and gets no more."""
+        try:
+            peer = self._process.peer(pid)
+            shared = len(units) > 1
+            now = time.monotonic()
+            for unit in units:
+                unit.send_to(pid, peer, self._note, now, shared=shared)
+            arguments = [self._arguments(unit) for unit in units]
+            self._process.start_each(lane.f, peer, arguments, units, announced=self._item_timeout is not None)
+            lane.sent(units, time.monotonic() - now)
+        except ProcessExitedException:
+            # It went before it was asked: the items are still ours to give to another.
+            self._supply.give_back(entry for unit in units for entry in unit.entries())
+            if not lane.under_way:
+                self._retire(pid)
+            return False
+        except SerializeError as error:
+            return self._send_singly(pid, lane, units, error)
+        return True
+
+    def _send_singly(self, pid: int, lane: Lane, units: list[Unit], error: SerializeError) -> bool:
+        """Something in a message cannot be pickled. Alone, each item is told from the others."""
+        if len(units) > 1 or len(units[0].items) > 1:
+            alone = [Unit((index,), (item,)) for unit in units for index, item in unit.entries()]
+            return all([self._send(pid, lane, [unit]) for unit in alone])
+        peer = self._process.peer(pid)
+        self._process.check_function(peer, lane.f)  # if it is the function, no item can be sent: raised here
+        lane.sent(units, 0.0)
+        units[0].complete(_NOT_SENT, error)
+        return True
+
+    def _retire(self, pid: int) -> None:
+        """A worker that is gone or has nothing to do: should it be needed again, it is a newcomer."""
+        del self._lanes[pid]
+        self._hungry.discard(pid)
+        self._crew.dismiss(pid)
+
+    # ---- handling ---------------------------------------------------------------------------------------------
+
+    def _handle(self, unit: Unit) -> None:
+        lane = self._lanes[unit.pid]
+        outcome = unit.outcome
+        if outcome == LOST and lane.victim is None:
+            # What came before the death has been handled. Of what is left and is not said to have begun, the worker was
+            # at the oldest, if at any (see `running.Each`).
+            lane.victim = lane.at_work() or unit
+        count = 0
+        if outcome == LOST and unit is not lane.victim and not unit.started:
+            self._supply.give_back(unit.entries())  # it has not begun, so to send it again repeats nothing
+        elif outcome == Outcome.NOT_RUN and (unit.shared or len(unit.items) > 1):
+            # Something in the message cannot be unpickled there. Alone, each item is told from the others.
+            for entry in unit.entries():
+                self._supply.again(entry, 0.0)
+        else:
+            count = self._settle(unit)
+        if unit.peer is None:
+            nanoseconds = int((time.monotonic() - unit.sent) * 1e9)
+        else:
+            nanoseconds = unit.content.nanoseconds if outcome == Outcome.VALUE else 0
+        lane.end(unit, count, nanoseconds)
+        if not lane.under_way and (lane.victim is not None or self._supply.is_empty()):
+            self._retire(unit.pid)
+        elif lane.victim is None:
+            self._hungry.add(unit.pid)
+
+    def _settle(self, unit: Unit) -> int:
+        """Hand the ends of a unit's items on; how many were run."""
+        try:
+            value = self._value(unit)
+        except (HybridDistError, CancelledError) as raised:
+            error: Exception = raised
+            if unit.overdue:
+                error = TimeoutError(f"the item took longer than {self._item_timeout} seconds")
+                error.__cause__ = raised
+            for entry in unit.entries():
+                self._failed(entry, error)
+            return len(unit.items)
+        if self._batched:
+            return self._settle_batch(unit, value)
+        self._outcomes.value(unit.indices[0], value)
+        return 1
+
+    def _settle_batch(self, unit: Unit, report: Report) -> int:
+        values = report.values
+        count = len(values)
+        if count < len(unit.items):
+            self._supply.give_back(unit.entries(count))
+        failed = open_report(report, unit.pid)
+        if not failed:
+            self._outcomes.values(unit.indices, values)
+            return count
+        for at, value in enumerate(values):
+            if at not in failed:
+                self._outcomes.value(unit.indices[at], value)
+        for at, failure in sorted(failed.items()):
+            try:
+                raise failure  # handlers see it being handled, as that of an item that went alone
+            except HybridDistError:
+                self._failed((unit.indices[at], unit.items[at]), failure)
+        return count
+
+    def _value(self, unit: Unit) -> Any:
+        """Its value, or the exception raised here."""
+        if unit.outcome == _NOT_SENT:
+            raise unit.content
+        return unit.future.fetch() if unit.peer is None else self._process.value_of(unit, unit.peer)
+
+    def _failed(self, entry: Entry, error: Exception) -> None:
+        delay = self._outcomes.error(entry[0], error)
+        if delay is not None:
+            self._supply.again(entry, delay)
+
+    # ---- time limits ------------------------------------------------------------------------------------------
+
+    def _under_way(self) -> Iterator[Unit]:
+        return (unit for lane in self._lanes.values() for unit in lane.under_way)
+
+    def _limit(self, unit: Unit) -> float:
+        """When this unit is to be ended, or its worker."""
+        assert self._item_timeout is not None  # the caller looked
+        return unit.overdue or (unit.begun or unit.sent + _IMPORT_SECONDS) + self._item_timeout
+
+    def _end_overdue(self) -> None:
+        """Interrupt the items that are over their limit, and give up the workers that do not react."""
+        now = time.monotonic()
+        for unit in list(self._under_way()):
+            if unit.done or now < self._limit(unit):
+                continue
+            if unit.overdue:
+                unit.overdue = float("inf")  # once
+                self._crew.replace(unit.pid)
+                continue
+            unit.overdue = now + _REACTION_SECONDS
+            if unit.peer is None:
+                unit.future.cancel()
+            else:
+                self._process.cancel_calls(unit.peer, (unit,))
+
+
+def _end_here(unit: Unit, _: Future) -> None:
+    """It ran in this process, and its future has ended."""
+    unit.complete(Outcome.VALUE, None)
