@@ -125,8 +125,9 @@ def violations(modules: Mapping[str, str]) -> list[str]:
     graph: dict[str, set[str]] = {}
     for module, text in modules.items():
         own = floor(module)
+        unexecuted = for_type_checkers(text)
         for line, target, name in imports(module, text, modules):
-            if line not in for_type_checkers(text):
+            if line not in unexecuted:
                 graph.setdefault(module, set()).add(target)
             other = floor(target)
             if own is None or other is None:

@@ -20,7 +20,7 @@ from tests.helpers.patterns import pattern, seed_of
 
 pytestmark = pytest.mark.leaks_by_module
 
-SECONDS = 3.0
+SECONDS = 2.0
 STALL_SECONDS = 1.0
 """No call takes so long. The longest that the functions here sleep is 2 ms."""
 
