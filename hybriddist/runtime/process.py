@@ -27,7 +27,6 @@ from weakref import WeakSet
 
 from hybriddist import limits
 from hybriddist.core import captured as captured_module
-from hybriddist.core import payload
 from hybriddist.core.exits import ExitReason
 from hybriddist.core.lease import end_lease
 from hybriddist.core.messages import Mode
@@ -98,8 +97,6 @@ class Process(Asking):
                 *(Channel.begin, WorkerChannel.take_now, WorkerChannel.put, Receiver.serve, Receiver.about_to_block),
                 *(Loan.end, Loan.end_after, Loan.call_here),
                 *(end_lease, end_handle, HolderBook._ring),  # finalisers: Python ignores what they raise
-                # What arrives imports its modules. Numpy, interrupted half-way, cannot be imported again.
-                *((payload.loads,) if worker else ()),
                 WeakSet()._remove,  # type: ignore[attr-defined]  # of every weak set, as that of the program's threads
             ),
             (call_in_user_code, running.perform, wait_ready),

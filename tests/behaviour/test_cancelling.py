@@ -7,7 +7,6 @@ import operator
 import threading
 import time
 from concurrent.futures import CancelledError
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,43 +97,6 @@ def test_a_call_behind_another_is_interrupted_and_the_first_goes_on(where: int) 
         assert futures[other].cancel()
         poll_for(lambda other=other: begun(where, f"{other} ended"))
         hd.remotecall_fetch(noted, where)
-
-
-class SlowToArrive:
-    """Its unpickling takes until it is let go, like the import of a large module."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> Any:
-        return arrive, (self.folder,)
-
-
-def arrive(folder: Path) -> str:
-    (folder / "began").touch()
-    while not (folder / "go").exists():
-        time.sleep(0.001)
-    (folder / "ended").touch()
-    return "arrived"
-
-
-def test_arguments_arrive_whole_before_a_call_is_interrupted(
-    cluster: list[int], tmp_path: Path, transport: str
-) -> None:
-    """An import that is broken off can leave a module that this worker cannot import any more."""
-    if transport == "memory":
-        pytest.skip("workers inside this interpreter have no main thread of their own")
-    future = hd.remotecall(compute_for_ever, cluster[0], SlowToArrive(tmp_path))
-    poll_for((tmp_path / "began").exists)
-    assert future.cancel()
-    (tmp_path / "go").touch()
-    poll_for((tmp_path / "ended").exists)
-    assert_cancelled(future)
-    poll_for(lambda: hd.remotecall_fetch(on_main_thread, cluster[0]))
-
-
-def on_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 def test_sleep_on_a_workers_main_thread_is_interrupted(cluster: list[int], transport: str) -> None:
