@@ -234,8 +234,10 @@ class _Task(Record):
         retry_check: Any,
         item_timeout: Any,
     ) -> _Task:
-        """Raises:
-        TypeError, ValueError: an argument is wrong; nothing was read or sent.
+        """The task that these arguments describe.
+
+        Raises:
+            TypeError, ValueError: one is wrong; nothing was read or sent.
         """
         if not callable(f):
             raise TypeError(f"{name} needs a function, not {type(f).__name__}")
