@@ -14,6 +14,7 @@ import pytest
 
 import hybriddist as hd
 from tests.helpers.polling import poll_for
+from tests.helpers.printed import Printed
 
 pytestmark = [
     pytest.mark.leaks_by_module,
@@ -284,16 +285,10 @@ def test_remote_do_returns_nothing_and_does_it(where: int) -> None:
     poll_for(lambda: hd.remotecall_fetch(get_flag, where, name) == 7)
 
 
-def test_a_failing_remote_do_is_shown_and_harms_nobody(where: int, capfd: pytest.CaptureFixture[str]) -> None:
-    hd.remote_do(operator.truediv, where, 1, 0)
-    shown = ""
-
-    def look() -> bool:
-        nonlocal shown
-        shown += capfd.readouterr().err
-        return "ZeroDivisionError" in shown
-
-    poll_for(look)
+def test_a_failing_remote_do_is_shown_and_harms_nobody(where: int) -> None:
+    with Printed() as printed:
+        hd.remote_do(operator.truediv, where, 1, 0)
+        printed.wait_for("ZeroDivisionError", "err")
     assert hd.remotecall_fetch(abs, where, -1) == 1
 
 

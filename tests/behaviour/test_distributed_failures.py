@@ -15,6 +15,7 @@ import pytest
 
 import hybriddist as hd
 from tests.helpers.polling import poll_for
+from tests.helpers.printed import Printed
 from tests.helpers.scripts import ScriptRunner
 
 pytestmark = [
@@ -155,58 +156,50 @@ def test_others_go_on_after_a_failure(schedule: Any, cluster: list[int]) -> None
     assert sorted(done.take() for _ in range(30 - chunk + 1)) == [0, *range(chunk, 30)]
 
 
-def test_a_dropped_loop_that_fails_later_is_loud(cluster: list[int], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_dropped_loop_that_fails_later_is_loud(cluster: list[int]) -> None:
     gate = hd.Future()
-    hd.distributed(lambda x: gate.wait(20) and fails(x), range(2))
-    gc.collect()
-    gate.put(True)
-    text = ""
-
-    def shown() -> bool:
-        nonlocal text
-        text += capfd.readouterr().err
-        return "chunk 2 of 2 (items[1:2])" in text and "1 is bad" in text
-
-    poll_for(shown)
+    with Printed() as printed:
+        hd.distributed(lambda x: gate.wait(20) and fails(x), range(2))
+        gc.collect()
+        gate.put(True)
+        printed.wait_for("chunk 2 of 2 (items[1:2])", "err")
+        printed.wait_for("1 is bad", "err")
+    text = printed.err
     assert text.count("nobody waited for it") == 1
     assert f"chunk 1 of 2 (items[0:1]) on process {cluster[0]}:\nOn worker {cluster[0]}:\nValueError: 0 is bad" in text
 
 
-def test_a_loop_that_failed_and_is_dropped_then_is_loud(cluster: list[int], capfd: pytest.CaptureFixture[str]) -> None:
-    loop = hd.distributed(fails, range(1))
-    poll_for(loop.isready)
-    assert "nobody waited" not in capfd.readouterr().err
-    del loop
-    gc.collect()
-    poll_for(lambda: "0 is bad" in capfd.readouterr().err)
+def test_a_loop_that_failed_and_is_dropped_then_is_loud(cluster: list[int]) -> None:
+    with Printed() as printed:
+        loop = hd.distributed(fails, range(1))
+        poll_for(loop.isready)
+        assert "nobody waited" not in printed.err
+        del loop
+        gc.collect()
+        printed.wait_for("0 is bad", "err")
 
 
-def test_who_has_waited_is_not_told_again(cluster: list[int], capfd: pytest.CaptureFixture[str]) -> None:
-    loop = hd.distributed(fails, ["heard"])
-    with pytest.raises(hd.CompositeException):
-        loop.wait(10)
-    del loop
-    gc.collect()
-    hd.distributed(fails, ["unheard"])
-    text = ""
-
-    def shown() -> bool:
-        nonlocal text
-        text += capfd.readouterr().err
-        return "ValueError: unheard is bad" in text
-
-    poll_for(shown)
-    assert "ValueError: heard" not in text
-    assert text.count("nobody waited for it") == 1
+def test_who_has_waited_is_not_told_again(cluster: list[int]) -> None:
+    with Printed() as printed:
+        loop = hd.distributed(fails, ["heard"])
+        with pytest.raises(hd.CompositeException):
+            loop.wait(10)
+        del loop
+        gc.collect()
+        hd.distributed(fails, ["unheard"])
+        printed.wait_for("ValueError: unheard is bad", "err")
+    assert "ValueError: heard" not in printed.err
+    assert printed.err.count("nobody waited for it") == 1
 
 
-def test_a_wait_that_timed_out_was_not_told(cluster: list[int], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_wait_that_timed_out_was_not_told(cluster: list[int]) -> None:
     gate = hd.Future()
-    with pytest.raises(TimeoutError):
-        hd.distributed(lambda x: gate.wait(20) and fails(x), range(1)).wait(0)
-    gate.put(True)
-    gc.collect()
-    poll_for(lambda: "ValueError: 0 is bad" in capfd.readouterr().err)
+    with Printed() as printed:
+        with pytest.raises(TimeoutError):
+            hd.distributed(lambda x: gate.wait(20) and fails(x), range(1)).wait(0)
+        gate.put(True)
+        gc.collect()
+        printed.wait_for("ValueError: 0 is bad", "err")
 
 
 @pytest.mark.parametrize("kept", ["loop = ", ""])

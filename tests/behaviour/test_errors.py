@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import pytest
 
 import hybriddist as hd
-from tests.helpers.polling import poll_for
+from tests.helpers.printed import Printed
 
 pytestmark = [
     pytest.mark.leaks_by_module,
@@ -325,18 +325,10 @@ class NamesMissingModule:
         return __import__, ("no_such_module_anywhere",)
 
 
-def test_an_argument_of_remote_do_that_cannot_be_unpickled_is_shown(
-    cluster: list[int], capfd: pytest.CaptureFixture[str]
-) -> None:
-    hd.remote_do(lambda x: x, cluster[0], FailsElsewhere("lookup"))
-    shown = ""
-
-    def look() -> bool:
-        nonlocal shown
-        shown += capfd.readouterr().err
-        return "there is no such thing here" in shown
-
-    poll_for(look)
+def test_an_argument_of_remote_do_that_cannot_be_unpickled_is_shown(cluster: list[int]) -> None:
+    with Printed() as printed:
+        hd.remote_do(lambda x: x, cluster[0], FailsElsewhere("lookup"))
+        printed.wait_for("there is no such thing here", "err")
 
 
 @pytest.mark.parametrize("call", [by_fetch, by_future])

@@ -12,6 +12,7 @@ import pytest
 
 import hybriddist as hd
 from tests.helpers.polling import poll_for
+from tests.helpers.printed import Printed
 
 pytestmark = [
     pytest.mark.leaks_by_module,
@@ -281,17 +282,17 @@ def test_callbacks(where: int) -> None:
     assert threads[-1] is threading.current_thread()
 
 
-def test_a_failing_callback_is_shown_and_harms_nobody(where: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_callback_is_shown_and_harms_nobody(where: int) -> None:
     future = hd.Future(where)
     seen: list[int] = []
-    future.add_done_callback(lambda f: operator.truediv(1, 0))
-    future.add_done_callback(lambda f: seen.append(f.fetch()))
-    future.put(1)
-    poll_for(lambda: seen == [1])
-    future.add_done_callback(lambda f: operator.truediv(1, 0))
-    shown: list[str] = []
-    # Threads of the library show them, in their own time.
-    poll_for(lambda: (shown.append(capfd.readouterr().err), "".join(shown).count("ZeroDivisionError") == 2)[1])  # type: ignore[func-returns-value]
+    with Printed() as printed:
+        future.add_done_callback(lambda f: operator.truediv(1, 0))
+        future.add_done_callback(lambda f: seen.append(f.fetch()))
+        future.put(1)
+        poll_for(lambda: seen == [1])
+        future.add_done_callback(lambda f: operator.truediv(1, 0))
+        # Threads of the library show them, in their own time.
+        poll_for(lambda: printed.err.count("ZeroDivisionError") == 2)
 
 
 def test_callbacks_of_failed_calls(where: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from hybriddist.errors import CompositeException
 from hybriddist.managers.events import Events
+from tests.helpers.printed import Printed
 
 
 def spawn(target: Callable[[], None], name: str) -> threading.Thread:
@@ -125,16 +126,10 @@ def test_nobody_waits_for_ever(capsys: pytest.CaptureFixture[str]) -> None:
     go_on.set()
 
 
-def test_the_slow_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_slow_are_named() -> None:
     events = Events()
     events.slow_seconds = 0.02
-    shown = ""
-
-    def slow(pid: int) -> None:
-        nonlocal shown
-        while "slow has been running for 0.02 s" not in shown:
-            shown += capsys.readouterr().err
-
-    events.add("started", slow)
-    events.started([2])
-    assert shown.startswith("hybriddist: the on_worker('started') function")
+    with Printed() as printed:
+        events.add("started", lambda pid: printed.wait_for("<lambda> has been running for 0.02 s", "err"))
+        events.started([2])
+    assert printed.err.startswith("hybriddist: the on_worker('started') function")
