@@ -604,7 +604,6 @@ CTRL_C = """
     import asyncio, os, signal, threading, time
     import hybriddist as hd
 
-    together = threading.Barrier(4)
     ended = []
 
     def strike():
@@ -616,8 +615,8 @@ CTRL_C = """
         time.sleep(60)
 
     def loop(x):
-        together.wait()
         try:
+            together.wait()
             while True:
                 pass
         finally:
@@ -631,13 +630,13 @@ CTRL_C = """
             ended.append(x)
 
     for f in (loop, sleep_async, sleep):
+        together = threading.Barrier(4)  # a new one: an interrupt may break it off
         threading.Thread(target=strike).start()
         try:
             hd.asyncmap(f, range(3))
         except KeyboardInterrupt:
             print(f.__name__, sorted(ended))
         ended.clear()
-        together.reset()
     print(hd.asyncmap(abs, [-1]))
 """
 
