@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar, overload
 
 from hybriddist.calls import remotecall, remotecall_fetch
 from hybriddist.core import closures, mainspace, snippets
+from hybriddist.deadline import Deadline
 from hybriddist.errors import (
     ClusterError,
     CompositeException,
@@ -58,7 +59,8 @@ def everywhere(code: Any = _MISSING, procs: int | Iterable[int] | None = None, *
         @hd.everywhere(procs=[2, 3])                      # ... on some
         class Shape: ...
 
-    Processes that are added later do not get it.
+    Processes that are added later do not get it. There is no ``timeout``: every keyword may be the name of a value. Who
+    needs a limit runs a string by `remotecall_eval`.
 
     Args:
         code: a string, of which common indentation is taken off; or a function or class. In a string ``$name`` (not
@@ -101,23 +103,29 @@ def everywhere(code: Any = _MISSING, procs: int | Iterable[int] | None = None, *
     _no_values(interpolated)
     pids = _pids(procs)
     if isinstance(procs, Iterable) or procs is None:
-        _on_each(pids, _define, (name, code), {}, f"defining {name} failed")
+        _on_each(pids, _define, (name, code), {}, f"defining {name}")
     else:
         remotecall_fetch(_define, pids[0], name, code)
     return code
 
 
-def remotecall_eval(code: str, pids: int | Iterable[int], **interpolated: Any) -> Any:
+def remotecall_eval(code: str, pids: int | Iterable[int], *, timeout: float | None = None, **interpolated: Any) -> Any:
     """Run code in ``__main__`` of one process, or of several: the value of its last expression.
 
     As `everywhere`, but nothing is imported on the caller.
+
+    Args:
+        code, pids, **interpolated: as for `everywhere`. No value can be named ``timeout``.
+        timeout: seconds to wait for the end; None waits without limit. With a limit the own process, if it is one of
+            them, runs the code on another thread.
 
     Returns:
         With one pid the value; None if the code does not end in an expression. With several pids None: the code is
         run for its effect (`remotecall_all` collects values).
 
     Raises:
-        As `everywhere`.
+        TimeoutError: some had not ended within ``timeout``. The code goes on there, to its end.
+        Otherwise as `everywhere`.
 
     Example:
         >>> import hybriddist as hd
@@ -129,7 +137,7 @@ def remotecall_eval(code: str, pids: int | Iterable[int], **interpolated: Any) -
     if not isinstance(code, str):
         raise TypeError(f"the code must be a string, not {type(code).__name__}; to call a function use remotecall")
     snippet, _ = _parse(code, interpolated)
-    return _run(snippet, interpolated, pids, _pids(pids))
+    return _run(snippet, interpolated, pids, _pids(pids), "remotecall_eval", timeout)
 
 
 def remotecall_all(
@@ -139,7 +147,8 @@ def remotecall_all(
 
     Args:
         f: any callable, as for `remotecall`.
-        *args, **kwargs: its arguments. A keyword named ``procs`` cannot be passed on.
+        *args, **kwargs: its arguments. A keyword named ``procs`` cannot be passed on. One named ``timeout`` is, so
+            there is no limit in time: who needs one fetches a `remotecall` of each.
         procs: one pid or several; by default all processes that there are now, this one included.
 
     Returns:
@@ -159,11 +168,16 @@ def remotecall_all(
     if not callable(f):
         raise TypeError(f"the first argument must be callable, not {type(f).__name__}")
     pids = list(dict.fromkeys(_pids(procs)))
-    values = _on_each(pids, f, args, kwargs, "remotecall_all failed")
+    values = _on_each(pids, f, args, kwargs, "remotecall_all")
     return {pid: values[pid] for pid in pids}
 
 
-def clear(names: str | Iterable[str], pids: int | Iterable[int] | None = None, mod: str = "__main__") -> None:
+def clear(
+    names: str | Iterable[str],
+    pids: int | Iterable[int] | None = None,
+    mod: str = "__main__",
+    timeout: float | None = None,
+) -> None:
     """Set global variables of other processes to None, so that their values can be freed. Blocks.
 
     Names that are not defined there are skipped. A value that a later call brings along is there again.
@@ -172,8 +186,10 @@ def clear(names: str | Iterable[str], pids: int | Iterable[int] | None = None, m
         names: one name or several.
         pids: one pid or several. Default: the workers but this process, whose variables are not touched.
         mod: the name of the module; a process that has not loaded it is skipped.
+        timeout: seconds to wait for all of them; None waits without limit.
 
     Raises:
+        TimeoutError: some had not done so within ``timeout``. They will, when they come to it.
         TypeError, ValueError: what is no name, or belongs to the module itself, such as ``__name__``.
         RemoteException, ProcessExitedException, CompositeException, NoSuchProcessError: as `everywhere`.
 
@@ -191,9 +207,9 @@ def clear(names: str | Iterable[str], pids: int | Iterable[int] | None = None, m
         pids = [pid for pid in process.membership.workers() if pid != process.pid]
     where = _pids(pids)
     if isinstance(pids, Iterable):
-        _on_each(where, _clear_here, (checked, mod), {}, "clear failed")
+        _on_each(where, _clear_here, (checked, mod), {}, "clear", timeout)
     else:
-        remotecall_fetch(_clear_here, where[0], checked, mod)
+        _on_one(where[0], _clear_here, (checked, mod), "clear", timeout)
 
 
 # ---- what runs on each process --------------------------------------------------------------------------------------
@@ -218,27 +234,52 @@ def _clear_here(names: list[str], module_name: str) -> None:
 # ---- to all of them -------------------------------------------------------------------------------------------------
 
 
-def _run(snippet: snippets.Snippet, values: dict[str, Any], procs: int | Iterable[int] | None, pids: list[int]) -> Any:
+def _run(
+    snippet: snippets.Snippet,
+    values: dict[str, Any],
+    procs: int | Iterable[int] | None,
+    pids: list[int],
+    what: str = "everywhere",
+    timeout: float | None = None,
+) -> Any:
     if procs is None or isinstance(procs, Iterable):
-        _on_each(pids, partial(_run_quietly, snippet), (values,), {}, "everywhere failed")
+        _on_each(pids, partial(_run_quietly, snippet), (values,), {}, what, timeout)
         return None
-    return remotecall_fetch(snippets.run, pids[0], snippet, values)
+    return _on_one(pids[0], snippets.run, (snippet, values), what, timeout)
 
 
 def _run_quietly(snippet: snippets.Snippet, values: dict[str, Any]) -> None:
     snippets.run(snippet, values)  # its value may be what cannot travel, and nobody asked for it
 
 
+def _on_one(pid: int, f: Callable[..., Any], args: tuple[Any, ...], what: str, timeout: float | None) -> Any:
+    if timeout is None:
+        return remotecall_fetch(f, pid, *args)
+    Deadline(timeout)  # or a TypeError, before anything is sent
+    try:
+        return remotecall(f, pid, *args).fetch(timeout=timeout)
+    except TimeoutError:
+        raise TimeoutError(f"{what} did not end within {timeout} seconds on process {pid}; it goes on there") from None
+
+
 def _on_each(
-    pids: list[int], f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], what: str
+    pids: list[int],
+    f: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    what: str,
+    timeout: float | None = None,
 ) -> dict[int, Any]:
     """Call ``f`` on each: the values by pid.
 
     Raises:
         CompositeException: of the failures, in order, this process last.
+        TimeoutError: some had not ended after ``timeout`` seconds.
         SerializeError: something cannot be pickled; nothing was sent.
     """
     process = current()
+    deadline = Deadline(timeout)
+    own_count = pids.count(process.pid)
     begun: list[tuple[int, Future | Exception]] = []
     for pid in pids:
         if pid != process.pid:
@@ -248,23 +289,34 @@ def _on_each(
                 begun.append((pid, error))
     values: dict[int, Any] = {}
     own_failures: list[Exception] = []
-    for _ in range(pids.count(process.pid)):
+    for _ in range(own_count):
+        if timeout is not None:  # a thread of its own, since nobody can leave what runs on this one
+            begun.append((process.pid, remotecall(f, process.pid, *args, **kwargs)))
+            continue
         try:
             values[process.pid] = process.call_here(f, args, kwargs)
         except HybridDistError as error:
             own_failures.append(error)
     failures: list[Exception] = []
+    late: list[int] = []
     for pid, begin in begun:
         if isinstance(begin, Exception):
             failures.append(begin)
             continue
         try:
-            values[pid] = begin.fetch()
+            values[pid] = begin.fetch(timeout=deadline.remaining())
+        except TimeoutError:
+            late.append(pid)
         except HybridDistError as error:
             failures.append(error)
     failures += own_failures
+    if late:
+        timed_out = TimeoutError(f"{what} did not end within {timeout} seconds on processes {late}; it goes on there")
+        for failure in failures:
+            timed_out.add_note(f"failed elsewhere: {failure!r}")
+        raise timed_out
     if failures:
-        raise CompositeException(f"{what} on {len(failures)} of {len(pids)} processes", failures)
+        raise CompositeException(f"{what} failed on {len(failures)} of {len(pids)} processes", failures)
     return values
 
 

@@ -94,7 +94,7 @@ class Process(Asking):
                 *(Channel.begin, Receiver.serve),
                 *(end_lease, end_handle, HolderBook._ring),  # finalisers: Python ignores what they raise
             ),
-            (call_in_user_code, running.perform, wait_ready),
+            (call_in_user_code, running.perform, running.Each.call_if_wanted, wait_ready),
             ignore_unless_exposed=worker,
             also=self._interrupt_threads,
         )
@@ -268,6 +268,7 @@ class Process(Asking):
 
     def _interrupt_threads(self) -> None:
         self.executor.interrupt_threads()
+        self.coroutines.cancel_all()
 
     def pause(self, seconds: float) -> None:
         """Let the other side work."""
