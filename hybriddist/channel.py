@@ -358,7 +358,7 @@ class RemoteChannel:
         if self._dead is not None:
             return _revive_dead, (self.type, self._dead)
         if process.references.met(self._rrid, self.where):
-            return _revive, (self.where, self._rrid, process.pid, self.type, self._flags)
+            return _revive, (self.where, *self._rrid, process.pid, self.type, self._flags)
         return _revive_dead, (self.type, None)
 
 
@@ -384,9 +384,9 @@ def new_handle(process: Process, where: int, rrid: RRID, kind: type, flags: int)
     return handle
 
 
-def _revive(where: int, rrid: RRID, giver: int, kind: type, flags: int) -> RemoteChannel:
+def _revive(where: int, whence: int, id_: int, giver: int, kind: type, flags: int) -> RemoteChannel:
     """A reference has arrived: its canonical handle."""
-    process = current()
+    process, rrid = current(), RRID(whence, id_)
     return process.references.arrived(rrid, where, giver, lambda: new_handle(process, where, rrid, kind, flags))
 
 

@@ -1,12 +1,7 @@
 """The same on several processes: `everywhere`, `remotecall_eval`, `remotecall_all`, `clear`.
 
-All four go the same way::
-
-    check and compile here ─► send to each other process, in order ─► run here, if this process is one of them
-                                                                     └► collect in order, this process last
-
-The own run comes last so that it holds nobody up. What fails on one process does not keep the others from running:
-the failures are collected. What this module does not know: how a string becomes code (`core/snippets.py`).
+Each checks what it is given, and compiles it, before anything is sent. What this module does not know: how a call is
+made on several processes and what becomes of failures (`on_each.py`), how a string becomes code (`core/snippets.py`).
 """
 
 from __future__ import annotations
@@ -18,21 +13,11 @@ from functools import partial
 from types import FunctionType
 from typing import Any, Final, TypeVar, overload
 
-from hybriddist.calls import remotecall, remotecall_fetch
+from hybriddist.calls import remotecall_fetch
 from hybriddist.core import closures, mainspace, snippets
-from hybriddist.errors import (
-    ClusterError,
-    CompositeException,
-    HybridDistError,
-    NoSuchProcessError,
-    ProcessExitedException,
-    TransportError,
-)
-from hybriddist.future import Future
-from hybriddist.ids import as_pid
+from hybriddist.on_each import as_pids, on_each, on_one
 from hybriddist.pools import AbstractWorkerPool
 from hybriddist.runtime.current import current
-from hybriddist.runtime.inquiry import member
 
 D = TypeVar("D", bound=Callable[..., Any])
 P = TypeVar("P", bound=AbstractWorkerPool)
@@ -60,7 +45,8 @@ def everywhere(code: Any = _MISSING, procs: int | Iterable[int] | None = None, *
         @hd.everywhere(procs=[2, 3])                      # ... on some
         class Shape: ...
 
-    Processes that are added later do not get it.
+    Processes that are added later do not get it. There is no ``timeout``: every keyword may be the name of a value. Who
+    needs a limit runs a string by `remotecall_eval`.
 
     Args:
         code: a string, of which common indentation is taken off; or a function or class. In a string ``$name`` (not
@@ -95,31 +81,37 @@ def everywhere(code: Any = _MISSING, procs: int | Iterable[int] | None = None, *
         return lambda definition: everywhere(definition, procs)
     if isinstance(code, str):
         snippet, imports = _parse(code, interpolated)
-        pids = _pids(procs)
+        pids = as_pids(procs)
         if any(pid != current().pid for pid in pids):
             snippets.run_imports(imports)
         return _run(snippet, interpolated, procs, pids)
     name = _name_of(code)
     _no_values(interpolated)
-    pids = _pids(procs)
+    pids = as_pids(procs)
     if isinstance(procs, Iterable) or procs is None:
-        _on_each(pids, _define, (name, code), {}, f"defining {name} failed")
+        on_each(pids, _define, (name, code), {}, f"defining {name}")
     else:
         remotecall_fetch(_define, pids[0], name, code)
     return code
 
 
-def remotecall_eval(code: str, pids: int | Iterable[int], **interpolated: Any) -> Any:
+def remotecall_eval(code: str, pids: int | Iterable[int], *, timeout: float | None = None, **interpolated: Any) -> Any:
     """Run code in ``__main__`` of one process, or of several: the value of its last expression.
 
     As `everywhere`, but nothing is imported on the caller.
+
+    Args:
+        code, pids, **interpolated: as for `everywhere`. No value can be named ``timeout``.
+        timeout: seconds to wait for the end; None waits without limit. With a limit the own process, if it is one of
+            them, runs the code on another thread.
 
     Returns:
         With one pid the value; None if the code does not end in an expression. With several pids None: the code is
         run for its effect (`remotecall_all` collects values).
 
     Raises:
-        As `everywhere`.
+        TimeoutError: some had not ended within ``timeout``. The code goes on there, to its end.
+        Otherwise as `everywhere`.
 
     Example:
         >>> import hybriddist as hd
@@ -131,7 +123,7 @@ def remotecall_eval(code: str, pids: int | Iterable[int], **interpolated: Any) -
     if not isinstance(code, str):
         raise TypeError(f"the code must be a string, not {type(code).__name__}; to call a function use remotecall")
     snippet, _ = _parse(code, interpolated)
-    return _run(snippet, interpolated, pids, _pids(pids))
+    return _run(snippet, interpolated, pids, as_pids(pids), "remotecall_eval", timeout)
 
 
 def remotecall_all(
@@ -141,7 +133,8 @@ def remotecall_all(
 
     Args:
         f: any callable, as for `remotecall`.
-        *args, **kwargs: its arguments. A keyword named ``procs`` cannot be passed on.
+        *args, **kwargs: its arguments. A keyword named ``procs`` cannot be passed on. One named ``timeout`` is, so
+            there is no limit in time: who needs one fetches a `remotecall` of each.
         procs: one pid or several; by default all processes that there are now, this one included.
 
     Returns:
@@ -160,16 +153,23 @@ def remotecall_all(
     """
     if not callable(f):
         raise TypeError(f"the first argument must be callable, not {type(f).__name__}")
-    pids = list(dict.fromkeys(_pids(procs)))
-    values = _on_each(pids, f, args, kwargs, "remotecall_all failed")
+    pids = list(dict.fromkeys(as_pids(procs)))
+    values = on_each(pids, f, args, kwargs, "remotecall_all")
     return {pid: values[pid] for pid in pids}
 
 
 @overload
 def clear(names: P) -> P: ...
 @overload
-def clear(names: str | Iterable[str], pids: int | Iterable[int] | None = None, mod: str = "__main__") -> None: ...
-def clear(names: Any, pids: int | Iterable[int] | None = None, mod: str = "__main__") -> Any:
+def clear(
+    names: str | Iterable[str],
+    pids: int | Iterable[int] | None = None,
+    mod: str = "__main__",
+    timeout: float | None = None,
+) -> None: ...
+def clear(
+    names: Any, pids: int | Iterable[int] | None = None, mod: str = "__main__", timeout: float | None = None
+) -> Any:
     """Set global variables of other processes to None, so that their values can be freed. Blocks.
 
     Names that are not defined there are skipped. A value that a later call brings along is there again.
@@ -181,8 +181,10 @@ def clear(names: Any, pids: int | Iterable[int] | None = None, mod: str = "__mai
         names: one name or several; or a pool, alone.
         pids: one pid or several. Default: the workers but this process, whose variables are not touched.
         mod: the name of the module; a process that has not loaded it is skipped.
+        timeout: seconds to wait for all of them; None waits without limit.
 
     Raises:
+        TimeoutError: some had not done so within ``timeout``. They will, when they come to it.
         TypeError, ValueError: what is no name, or belongs to the module itself, such as ``__name__``.
         RemoteException, ProcessExitedException, CompositeException, NoSuchProcessError: as `everywhere`.
 
@@ -202,11 +204,11 @@ def clear(names: Any, pids: int | Iterable[int] | None = None, mod: str = "__mai
     if pids is None:
         process = current()
         pids = [pid for pid in process.membership.workers() if pid != process.pid]
-    where = _pids(pids)
+    where = as_pids(pids)
     if isinstance(pids, Iterable):
-        _on_each(where, _clear_here, (checked, mod), {}, "clear failed")
+        on_each(where, _clear_here, (checked, mod), {}, "clear", timeout)
     else:
-        remotecall_fetch(_clear_here, where[0], checked, mod)
+        on_one(where[0], _clear_here, (checked, mod), "clear", timeout)
     return None
 
 
@@ -232,81 +234,25 @@ def _clear_here(names: list[str], module_name: str) -> None:
 # ---- to all of them -------------------------------------------------------------------------------------------------
 
 
-def _run(snippet: snippets.Snippet, values: dict[str, Any], procs: int | Iterable[int] | None, pids: list[int]) -> Any:
+def _run(
+    snippet: snippets.Snippet,
+    values: dict[str, Any],
+    procs: int | Iterable[int] | None,
+    pids: list[int],
+    what: str = "everywhere",
+    timeout: float | None = None,
+) -> Any:
     if procs is None or isinstance(procs, Iterable):
-        _on_each(pids, partial(_run_quietly, snippet), (values,), {}, "everywhere failed")
+        on_each(pids, partial(_run_quietly, snippet), (values,), {}, what, timeout)
         return None
-    return remotecall_fetch(snippets.run, pids[0], snippet, values)
+    return on_one(pids[0], snippets.run, (snippet, values), what, timeout)
 
 
 def _run_quietly(snippet: snippets.Snippet, values: dict[str, Any]) -> None:
     snippets.run(snippet, values)  # its value may be what cannot travel, and nobody asked for it
 
 
-def _on_each(
-    pids: list[int], f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], what: str
-) -> dict[int, Any]:
-    """Call ``f`` on each: the values by pid.
-
-    Raises:
-        CompositeException: of the failures, in order, this process last.
-        SerializeError: something cannot be pickled; nothing was sent.
-    """
-    process = current()
-    begun: list[tuple[int, Future | Exception]] = []
-    for pid in pids:
-        if pid != process.pid:
-            try:
-                begun.append((pid, remotecall(f, pid, *args, **kwargs)))
-            except (ProcessExitedException, ClusterError, TransportError) as error:
-                begun.append((pid, error))
-    values: dict[int, Any] = {}
-    own_failures: list[Exception] = []
-    for _ in range(pids.count(process.pid)):
-        try:
-            values[process.pid] = process.call_here(f, args, kwargs)
-        except HybridDistError as error:
-            own_failures.append(error)
-    failures: list[Exception] = []
-    for pid, begin in begun:
-        if isinstance(begin, Exception):
-            failures.append(begin)
-            continue
-        try:
-            values[pid] = begin.fetch()
-        except HybridDistError as error:
-            failures.append(error)
-    failures += own_failures
-    if failures:
-        raise CompositeException(f"{what} on {len(failures)} of {len(pids)} processes", failures)
-    return values
-
-
 # ---- checks ---------------------------------------------------------------------------------------------------------
-
-
-def _pids(procs: int | Iterable[int] | None) -> list[int]:
-    """The processes that are meant; that they exist is sure, that they live is not.
-
-    Raises:
-        TypeError: what is neither a pid nor pids.
-        NoSuchProcessError: one of them never was.
-    """
-    process = current()
-    if procs is None:
-        return process.membership.procs()
-    if isinstance(procs, str | bytes):
-        raise TypeError(f"procs is a pid or several, not {procs!r}")
-    pids = [as_pid(pid) for pid in procs] if isinstance(procs, Iterable) else [as_pid(procs)]
-    for pid in pids:
-        if pid != process.pid:
-            try:
-                member(process, pid)
-            except NoSuchProcessError:
-                raise
-            except HybridDistError:
-                pass  # it is gone: a failure of this process, which does not keep the others from running
-    return pids
 
 
 def _parse(text: str, values: dict[str, Any]) -> Any:

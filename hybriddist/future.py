@@ -355,7 +355,8 @@ class Future:
         if self._outcome is not None:
             return _revive_with_end, (self.where, self._rrid, self._outcome, self._value)
         if self._process.references.met(self._rrid, self.where):
-            return _revive, (self.where, self._rrid, self._process.pid)
+            # Plain numbers: the pickle of an RRID is made by Python code.
+            return _revive, (self.where, *self._rrid, self._process.pid)
         return _revive_dead, ()
 
 
@@ -365,9 +366,10 @@ def _new(process: Process, where: int, rrid: RRID) -> Future:
     return future
 
 
-def _revive(where: int, rrid: RRID, giver: int) -> Future:
+def _revive(where: int, whence: int, id_: int, giver: int) -> Future:
     """A reference has arrived: its canonical handle."""
     process = current()
+    rrid = RRID(whence, id_)
     return process.references.arrived(rrid, where, giver, lambda: _new(process, where, rrid))
 
 

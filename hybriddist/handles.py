@@ -146,7 +146,8 @@ def worker_id_from_socket(s: Any) -> int:
     """The process at the other end of a connection.
 
     Args:
-        s: a socket or stream of one of this process's connections; or anything else.
+        s: a socket of one of this process's connections (of shared memory: of its doorbell), or its descriptor; a
+            stream of a cluster manager's own connection, or the socket behind it; or anything else.
 
     Returns:
         Its pid; the own pid for a stream in memory (`io.BytesIO`); -1 for what is no connection of the cluster.
@@ -156,14 +157,24 @@ def worker_id_from_socket(s: Any) -> int:
     process = current()
     if isinstance(s, io.BytesIO):
         return process.pid
-    for pid, peer in list(process.peers.items()):
-        if s is peer.transport or s in getattr(peer.transport, "streams", ()):
+    peers = list(process.peers.items())
+    for pid, peer in peers:
+        if any(s is part for part in (peer.transport, *peer.transport.streams)):
             return pid
+    descriptor = _descriptor(s)
+    for pid, peer in peers:
+        if descriptor in (peer.descriptor, *map(_descriptor, peer.transport.streams)) and descriptor >= 0:
+            return pid
+    return -1
+
+
+def _descriptor(s: Any) -> int:
+    """-1 for what has none, or none any more."""
     try:
         descriptor = s if type(s) is int else s.fileno()
     except (AttributeError, OSError, ValueError):
         return -1
-    return next((pid for pid, peer in list(process.peers.items()) if peer.descriptor == descriptor >= 0), -1)
+    return descriptor if type(descriptor) is int else -1
 
 
 def live_references(pid: int) -> list[RRID]:

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from hybriddist.records import Record
 
@@ -52,6 +53,9 @@ class Transport(ABC):
 
     rings_doorbell: bool
     """True: the descriptor becomes readable only while armed (shm, memory). False: whenever bytes come (tcp)."""
+
+    streams: Sequence[Any] = ()
+    """What a cluster manager brought to make it of."""
 
     # ---- the sending side -------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ FLOORS = [
         "awaiting",
         "calls",
         "evaluation",
+        "on_each",
         "scopes",
         "pools",
         "caching_pool",

@@ -219,7 +219,10 @@ def _explain(error: BaseException, size: int) -> str:
     """Why a value cannot be rebuilt here, and what to do."""
     text = f"cannot rebuild a received value ({size} bytes of pickle): {safe_text(error)}"
     if isinstance(error, ModuleNotFoundError):
-        return f"{text}. Install the module for {sys.executable}, or put it on that process's sys.path"
+        return (
+            f"{text}. Install the module for {sys.executable}, or put its file where the driver's sys.path leads: the "
+            "driver lends the modules of its project to workers, and workers lend none"
+        )
     if isinstance(error, AttributeError):
         return (
             f"{text}. If the name is in __main__, define it there first (everywhere); if it is in a module, the two "

@@ -79,6 +79,7 @@ class StreamBridge:
 
     Attributes:
         socket: our end, to greet on and to make a transport of. Whoever closes it calls `end`.
+        streams: the two.
 
     Args:
         role: of the handshake that is to come: tells how much may be read at once from streams that block until they
@@ -92,7 +93,7 @@ class StreamBridge:
 
     def __init__(self, reader: Any, writer: Any, role: Role, prepare: Callable[[Target], Target] | None = None) -> None:
         check_streams(reader, writer)
-        self._reader, self._writer = reader, writer
+        self._reader, self._writer = self.streams = reader, writer
         self._prepare = prepare
         self._handles: list[socket.socket] = []
         self._written, self._read = threading.Event(), threading.Event()
@@ -214,6 +215,7 @@ class StreamPairTransport(StreamTransport):
         self, bridge: StreamBridge, *, scheme: str = "custom", allocate: Callable[[int], Any] = bytearray
     ) -> None:
         self._bridge = bridge
+        self.streams = bridge.streams
         super().__init__(bridge.socket, scheme=scheme, allocate=allocate)
 
     def close(self, timeout: float) -> None:

@@ -238,21 +238,21 @@ class Asking:
         raise RemoteException(peer.pid, captured_module.load(result.body, result.buffers))
 
     def encode_item(self, value: Any, pid: int) -> tuple[bytes, Any, bool]:
-        """As `encode`; and whether there are references in it, as far as is known."""
+        """As `encode`; and whether there are references in it."""
         references = self.references
-        if not references.encoding:
+        if not references.expected:
             before = references.pickled
             body, buffers = payload.dumps(value)
             if references.pickled == before:
                 return body, buffers, False
-        return *references.encode(value, pid), True
+        return references.encode(value, pid)
 
     def encode(self, value: Any, pid: int, labels: Sequence[str] = ()) -> tuple[bytes, Any]:
         """Pickle a value for process ``pid``; references inside are credited to it."""
         references = self.references
-        if not references.encoding:
+        if not references.expected:
             before = references.pickled
             encoded = payload.dumps(value, labels)
             if references.pickled == before:
                 return encoded
-        return references.encode(value, pid, labels)
+        return references.encode(value, pid, labels)[:2]

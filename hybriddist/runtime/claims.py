@@ -4,7 +4,8 @@ A handle (`Future`) that is pickled for another process gives that process a cla
 and before the message leaves. A handle that is pickled for anything else (a file, another library's queue) becomes a
 dead one. To tell the two apart costs nothing while no reference is pickled: `payload.dumps` runs as usual, and a handle
 that finds nobody sending only counts itself in `pickled` and leaves a dead handle; the sender sees the counter and
-pickles once more, with its name on the door.
+pickles once more, with its name on the door. Where references were in the last message the next sender expects some,
+and puts its name there at once.
 
 An owner that this process has no connection to is told all the same: adds have to be heard before the message leaves,
 so the sender connects first; releases may wait, so a thread of its own does. Where the topology allows no connection,
@@ -25,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hybriddist.core import payload
-from hybriddist.core.messages import Claims
+from hybriddist.core.messages import Claims, new
 from hybriddist.core.references import Change, HolderBook
 from hybriddist.errors import (
     HybridDistError,
@@ -53,12 +54,14 @@ class References:
 
     Attributes:
         pickled: handles that were pickled while their thread was not known to send; only ever compared.
-        encoding: threads that pickle with their name on the door now.
+        expected: whether a sender is to pickle with its name on the door at once: a thread does so now (if it is this
+            one, `pickled` does not tell), or the last message that was so pickled had references in it.
     """
 
     def __init__(self, process: Process) -> None:
         self.pickled = 0
-        self.encoding = 0
+        self.expected = False
+        self._encoding = 0
         self._process = process
         self._book: HolderBook[Any] = HolderBook(process.pid, notify=process.poller.wake)
         self._lock = threading.RLock()
@@ -120,37 +123,47 @@ class References:
         met.append((rrid, owner))
         return True
 
-    def encode(self, value: Any, pid: int, labels: Sequence[str] = ()) -> tuple[bytes, Any]:
-        """Pickle a value that has references in it for process ``pid``, and give it its claims.
+    def encode(self, value: Any, pid: int, labels: Sequence[str] = ()) -> tuple[bytes, Any, bool]:
+        """Pickle a value that may have references in it for process ``pid``, and give it its claims.
 
-        Blocks where it has to connect to the owner of one.
+        Returned last is whether there were any. Blocks where it has to connect to the owner of one.
         """
-        encoded, met = self._encode(value, labels)
-        if met:
-            with self._lock:
-                for rrid, owner in met:
-                    self._book.given(rrid, owner, pid)
+        body, buffers, met = self._encode(value, labels)
+        if not met:
+            return body, buffers, False
+        with self._lock:
+            for rrid, owner in met:
+                self._book.given(rrid, owner, pid)
+            peers = self._process.peers
+            unreached = []
             for owner in {owner for _, owner in met}:
-                self._reach(owner)
-        return encoded
+                peer = peers.get(owner)
+                if peer is None or peer.lost is not None or not self._tell(owner):
+                    unreached.append(owner)
+        for owner in unreached:
+            self._reach(owner)
+        return body, buffers, True
 
     def encode_for_all(self, value: Any, labels: Sequence[str] = ()) -> tuple[bytes, Any] | None:
         """Pickle a value for any number of processes. None if there are references in it: each process needs claims."""
-        encoded, met = self._encode(value, labels)
-        return None if met else encoded
+        body, buffers, met = self._encode(value, labels)
+        return None if met else (body, buffers)
 
-    def _encode(self, value: Any, labels: Sequence[str]) -> tuple[tuple[bytes, Any], list[tuple[RRID, int]]]:
+    def _encode(self, value: Any, labels: Sequence[str]) -> tuple[bytes, Any, list[tuple[RRID, int]]]:
         outer = self._sending.met  # what is being pickled may call: a __reduce__ that fetches something
         met: list[tuple[RRID, int]] = []
         self._sending.met = met
         with self._lock:
-            self.encoding += 1
+            self._encoding += 1
+            self.expected = True
         try:
-            return payload.dumps(value, labels), met
+            body, buffers = payload.dumps(value, labels)
         finally:
             self._sending.met = outer
             with self._lock:
-                self.encoding -= 1
+                self._encoding -= 1
+                self.expected = bool(met or self._encoding)
+        return body, buffers, met
 
     # ---- telling ----------------------------------------------------------------------------------------------
 
@@ -187,7 +200,7 @@ class References:
         changes = self._book.take_changes(owner)
         if changes:
             try:
-                peer.post(Claims(changes))
+                peer.post(new(Claims, (changes,)))
             except TransportError:
                 pass  # likewise
         return True

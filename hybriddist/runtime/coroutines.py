@@ -3,23 +3,131 @@
 One loop on one thread, made when the first coroutine comes: most processes never see one, and asyncio takes 30 ms to
 import. It is imported on that thread, where no Ctrl-C strikes: a package that is half imported stays broken.
 
-What this module does not know: calls and their ends.
+What this module does not know: how calls come, and what their end is good for.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from hybriddist.core.messages import Outcome
+from hybriddist.runtime.completion import Completion
 
 if TYPE_CHECKING:
     import asyncio
-    from concurrent.futures import Future
 
 _CLOSE_SECONDS = 1.0
 """For coroutines to end when they are cancelled."""
+
+_REMEMBERED: Final = 1024
+"""Calls that were cancelled lately: one of them may have returned its coroutine just now, which has yet to begin."""
+
+
+class Running:
+    """A coroutine under way.
+
+    Attributes:
+        end: completed, on the loop's thread, when it has ended: with VALUE and its value, or ERROR and the exception.
+        kept: whether its value is kept under a reference, so that others than its asker may want it.
+    """
+
+    __slots__ = ("_loop", "_task", "end", "kept")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, kept: bool) -> None:
+        self._loop = loop
+        self._task: asyncio.Task[Any] | None = None
+        self.end = Completion()
+        self.kept = kept
+
+    def cancel(self) -> None:
+        """Raise asyncio's CancelledError where it awaits. Never blocks, and may be called by a signal handler.
+
+        It ends when it has cleaned up, not before. One that goes on in spite of it goes on, as plain code does that
+        ignores a KeyboardInterrupt; its end is then what it makes of it.
+        """
+        if self.end.done:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._cancel)  # after `_begin`, which went the same way
+        except RuntimeError:
+            pass  # the loop is closed: it has ended
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Let the loop begin with it."""
+        try:
+            self._loop.call_soon_threadsafe(self._begin, coroutine)
+        except RuntimeError:  # the loop is closed: this process is leaving
+            coroutine.close()
+            self.give_up()
+
+    def _begin(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Runs on the loop, like what follows."""
+        self._task = self._loop.create_task(coroutine)
+        self._task.add_done_callback(self._ended)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self.give_up()
+        elif (error := task.exception()) is not None:
+            self.end.complete(Outcome.ERROR, error)
+        else:
+            self.end.complete(Outcome.VALUE, task.result())
+
+    def give_up(self) -> None:
+        """It has been cancelled, or has not ended by itself when the process did."""
+        from concurrent.futures import CancelledError  # 3 ms; few need it
+
+        if not self.end.done:
+            self.end.complete(Outcome.ERROR, CancelledError())
+
+
+class Tasks:
+    """The coroutines that the calls of one asker are at.
+
+    No lock: who begins one puts it here first and looks then whether it is unwanted; who does not want it leaves word
+    first and looks then whether it is here. One of the two sees the other.
+    """
+
+    __slots__ = ("_asker_gone", "_by_call", "_unwanted")
+
+    def __init__(self) -> None:
+        self._by_call: dict[int, Running] = {}
+        self._unwanted: deque[int] = deque(maxlen=_REMEMBERED)
+        self._asker_gone = False
+
+    def add(self, call_id: int, running: Running) -> None:
+        """A call has returned a coroutine, which has begun."""
+        self._by_call[call_id] = running
+        running.end.add_callback(partial(self._remove, call_id))
+        if call_id in self._unwanted or (self._asker_gone and not running.kept):
+            running.cancel()
+
+    def cancel(self, call_id: int) -> bool:
+        """A call is not wanted any more: whether it is at a coroutine. If it returns one later, that is cancelled."""
+        self._unwanted.append(call_id)
+        running = self._by_call.get(call_id)
+        if running is not None:
+            running.cancel()
+        return running is not None
+
+    def asker_gone(self) -> None:
+        """Cancel those whose value nobody else can want."""
+        self._asker_gone = True
+        for running in list(self._by_call.values()):
+            if not running.kept:
+                running.cancel()
+
+    def _remove(self, call_id: int, _: Completion) -> None:
+        self._by_call.pop(call_id, None)
 
 
 class Coroutines:
@@ -35,13 +143,16 @@ class Coroutines:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._under_way: set[Running] = set()
+        """The loop itself does not keep its tasks alive."""
 
-    def start(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
-        """Begin to await a coroutine; its end is the future's."""
-        loop = self.loop()
-        import asyncio
-
-        return asyncio.run_coroutine_threadsafe(coroutine, loop)
+    def start(self, coroutine: Coroutine[Any, Any, Any], *, kept: bool = False) -> Running:
+        """Begin to await a coroutine; ``kept``: see `Running`."""
+        running = Running(self.loop(), kept)
+        self._under_way.add(running)
+        running.end.add_callback(lambda _: self._under_way.discard(running))
+        running.start(coroutine)
+        return running
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """The loop, which runs from the first question on."""
@@ -59,7 +170,7 @@ class Coroutines:
         return threading.current_thread() is self._thread
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Await a coroutine from plain code: block until it has ended.
+        """Await a coroutine from plain code: block until it has ended. A Ctrl-C cancels it, and is raised at once.
 
         Raises:
             RuntimeError: called from a coroutine on the loop itself, which would wait for itself for ever.
@@ -69,7 +180,20 @@ class Coroutines:
             raise RuntimeError(
                 "a coroutine cannot block until another one of its process has ended: await remotecall(...) instead"
             )
-        return self.start(coroutine).result()
+        running = self.start(coroutine)
+        try:
+            running.end.wait()
+        except BaseException:
+            running.cancel()
+            raise
+        if running.end.outcome == Outcome.ERROR:
+            raise running.end.content
+        return running.end.content
+
+    def cancel_all(self) -> None:
+        """Cancel what is under way. Never blocks, and may be called by a signal handler."""
+        for running in self._under_way.copy():
+            running.cancel()
 
     def close(self) -> None:
         """Cancel what is under way and end the thread."""
@@ -117,3 +241,5 @@ class Coroutines:
                 loop.run_until_complete(asyncio.wait(tasks, timeout=_CLOSE_SECONDS))
         finally:
             loop.close()
+            for running in self._under_way.copy():
+                running.give_up()  # it ignores that it is cancelled; whoever waits for it must not wait for ever

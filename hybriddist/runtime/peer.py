@@ -31,6 +31,7 @@ from hybriddist.core.messages import Message, Result
 from hybriddist.core.protocol import Protocol
 from hybriddist.errors import HybridDistError, TransportError
 from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.coroutines import Tasks
 from hybriddist.runtime.poller import READ, WRITE
 from hybriddist.runtime.waiting import receive_blocking, wait_for_room
 from hybriddist.transport import Buffer, Frame, Transport
@@ -50,6 +51,7 @@ class Peer:
         pid: the other process; 0 until it has introduced itself.
         pending: what waits for a `Result`, by call id.
         requests: what the other side waits for in a channel here, by its call id.
+        tasks: the coroutines that those of its calls are at that are answered.
         each: its messages with several calls that have not all ended, in the order in which they came.
         lost: what ended the connection, as text (an exception would keep this peer in a cycle); or None.
     """
@@ -61,6 +63,7 @@ class Peer:
         self.pid = pid
         self.pending: dict[int, Completion] = {}
         self.requests: dict[int, RequestAsker | IndexWaiter] = {}
+        self.tasks = Tasks()
         self.each: deque[Each] = deque()
         self.functions_out = FunctionSender()
         self.functions_in = FunctionReceiver()
@@ -191,8 +194,7 @@ class Peer:
         for frame in frames:
             message = receive(frame, now)
             if type(message) is Result:
-                completion = pending.pop(message.call_id, None)
-                if completion is not None:
+                if (completion := pending.pop(message.call_id, None)) is not None:
                     completion.complete(message.outcome, message)
             elif message is not None:
                 self._handlers[type(message)](self, message)
@@ -214,8 +216,7 @@ class Peer:
         try:
             if not self.looking:
                 self.begin_looking()
-            seconds = policy.seconds()
-            if seconds:
+            if seconds := policy.seconds():
                 policy.tell(self.receive_for(seconds, completion))
             if not completion.done:
                 self._receiver.about_to_block()
@@ -387,13 +388,13 @@ class Peer:
         self.transport.abort()
 
     def fail_pending(self, make_error: Callable[[], BaseException]) -> None:
-        """End everything that waits for the other side with an error each; what it waits for here is forgotten."""
+        """End everything that waits for the other side with an error each; what only it waits for here is dropped."""
         for call_id in list(self.pending):  # in the order in which they were sent
-            completion = self.pending.pop(call_id, None)
-            if completion is not None:
+            if (completion := self.pending.pop(call_id, None)) is not None:
                 completion.complete(-1, make_error())
         while self.requests:
             self.requests.popitem()[1].withdraw()
+        self.tasks.asker_gone()
 
     def __repr__(self) -> str:
         return f"<Peer {self.pid} by {self.transport.scheme}{'' if self.lost is None else ' lost'}>"

@@ -99,7 +99,7 @@ class Process(Asking):
                 *(end_lease, end_handle, HolderBook._ring),  # finalisers: Python ignores what they raise
                 WeakSet()._remove,  # type: ignore[attr-defined]  # of every weak set, as that of the program's threads
             ),
-            (call_in_user_code, running.perform, wait_ready),
+            (call_in_user_code, running.perform, running.Each.call_if_wanted, wait_ready),
             ignore_unless_exposed=worker,
             also=self._interrupt_threads,
         )
@@ -288,6 +288,7 @@ class Process(Asking):
 
     def _interrupt_threads(self) -> None:
         self.executor.interrupt_threads()
+        self.coroutines.cancel_all()
 
     def pause(self, seconds: float) -> None:
         """Let the other side work."""

@@ -54,9 +54,10 @@ class Receiver:
         self._running = False
         self._serial = 0
         self.progress = 0
-        """Counts the calls that are done of a message with several; with `_serial` it tells whether all goes on."""
-        self.each: Each | None = None
-        """The message with several calls that the main thread is at."""
+        """Counts the calls of messages with several that the main thread has done; with `_serial` it tells whether all
+        goes on."""
+        self.batches: dict[Each, tuple[int, float]] = {}
+        """The messages with several calls that one thread is at: how many were left when, since nobody saw it move."""
         self.errand: Errand | None = None
         """The call that the main thread is at."""
         self._blocking = False
@@ -112,16 +113,27 @@ class Receiver:
         process, executor = self._process, self._executor
         timeout = _tick(process.watched_peers)
         self._ticking = False  # before the look: who leaves a peer unattended after it sees this, and wakes us
-        if executor.queue or self._unattended:
+        if executor.queue or self._unattended or self.batches:
             self._ticking = True
             timeout = limits.STANDBY_SECONDS
         for source in self._poller.poll(timeout):
             _attend(source)
+        if self.batches:
+            self._relieve()
         if executor.queue and (self._main is None or self._running):
             executor.kick()
         process.housekeep()
         if self._unattended:
             self._look_after()
+
+    def _relieve(self) -> None:
+        """Let other threads at what is left of messages in which one call holds up the next."""
+        now = monotonic()
+        for each, (left, since) in list(self.batches.items()):
+            if each.left() != left:
+                self.batches[each] = each.left(), now
+            elif now - since > limits.STANDBY_SECONDS:
+                each.share()
 
     # ---- the worker's main thread -----------------------------------------------------------------------------
 
@@ -165,6 +177,8 @@ class Receiver:
         with self._role:
             if self._closed or self._executor.queue:  # the standby may have queued calls before it handed back
                 return
+            if self.batches:  # another thread is at one
+                timeout = limits.STANDBY_SECONDS
             ready = self._poller.poll(timeout)
         self._serial += 1
         if self._standby_sleeps:
@@ -174,6 +188,8 @@ class Receiver:
             _attend(source)
             if isinstance(source, Peer):
                 self.hot = source
+        if self.batches:
+            self._relieve()
         process.housekeep()
 
     def about_to_block(self) -> None:  # shielded: to ask for a doorbell may be to hand out what has come meanwhile
@@ -246,10 +262,6 @@ class Receiver:
                 hot = self.hot
                 if hot is not None:
                     hot.rest()
-                each = self.each
-                rest = each.rest() if each is not None else None
-                if rest is not None:
-                    self._executor.queue.appendleft(rest)
                 while self._running and self._serial == serial and not self._closed:
                     if self._executor.queue:
                         self._executor.kick()

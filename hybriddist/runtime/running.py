@@ -6,7 +6,8 @@ that thread's *errand* says which call it is, so that a cancel finds it and no o
     Cancel ─► still queued: taken out of the queue, answered CANCELLED
            ─► the main thread's errand: a signal, which strikes only while that errand is the one it is at
            ─► an executor thread's errand: an exception at its next bytecode, under a lock that its end takes too
-           ─► neither: it has ended
+           ─► a coroutine, which no thread is at: its task is cancelled
+           ─► none of these: it has ended
 
 What this module does not know: how messages arrive (``handlers.py``).
 """
@@ -18,13 +19,13 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from hybriddist.core import captured, payload
 from hybriddist.core.functions import ReceivedFunction
-from hybriddist.core.messages import MOST_NANOSECONDS, Call, Mode, Outcome, Started
+from hybriddist.core.messages import ANSWERED, MOST_NANOSECONDS, Call, Mode, Outcome, Started
 from hybriddist.errors import RemoteProtocolError, TransportError
 from hybriddist.ids import RRID
 from hybriddist.runtime.completion import Completion
@@ -34,8 +35,7 @@ from hybriddist.runtime.replies import reply
 from hybriddist.transport import Buffer
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
+    from hybriddist.runtime.coroutines import Running
     from hybriddist.runtime.peer import Peer
     from hybriddist.runtime.process import Process
 
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 Errand = tuple["Peer | None", int, int, int]
 """What a thread is at: whose call, its call id, and its reference (whence, id); None, 0: a call of our own."""
 
-_NO_KEYWORDS: Final[dict[str, Any]] = {}
+_DROPPED: Final = object()
+"""Instead of the value of a call that nobody wanted any more before it had begun."""
 
 _KEPT: Final = (int(Mode.STORE), int(Mode.WAIT))
 """The modes of calls whose value is kept under a reference."""
@@ -82,18 +83,11 @@ def run_call(peer: Peer, call: Call, definition: ReceivedFunction | None, entry:
     if process.is_copy:
         end_copy(None)
     if type(value) is CoroutineType:
-        task = process.coroutines.start(value)
-        if entry is not None:  # it may end without the task, by a cancel
-            entry.add_callback(partial(_end_task, task))
-        task.add_done_callback(partial(_finish_coroutine, peer, call, entry))
+        _start_coroutine(peer, call, entry, value)
     elif mode & 0x0F:
         _finish_call(peer, call, entry, Outcome.VALUE, value)
     else:
         reply(peer, call.call_id, Outcome.VALUE, value, last=True)
-
-
-def _end_task(task: Future[Any], _: object) -> None:
-    task.cancel()
 
 
 def _perform_if_wanted(entry: Completion, call: Call, definition: ReceivedFunction | None) -> Any:
@@ -117,19 +111,31 @@ def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
     return function(*args, **kwargs)
 
 
-def _finish_coroutine(peer: Peer, call: Call, entry: Completion | None, future: Future[Any]) -> None:
+def _start_coroutine(peer: Peer, call: Call, entry: Completion | None, coroutine: CoroutineType[Any, Any, Any]) -> None:
+    running = peer.process.coroutines.start(coroutine, kept=call.mode in _KEPT)
+    if entry is not None:
+        entry.add_callback(partial(_cancel_with, running))
+    if call.mode & ANSWERED:
+        peer.tasks.add(call.call_id, running)
+    running.end.add_callback(partial(_finish_coroutine, peer, call, entry))
+
+
+def _cancel_with(running: Running, entry: Completion) -> None:
+    """The entry for a coroutine's value has ended. If only because nobody wants it, the coroutine goes on."""
+    if entry.outcome == Outcome.CANCELLED:
+        running.cancel()
+
+
+def _finish_coroutine(peer: Peer, call: Call, entry: Completion | None, end: Completion) -> None:
     """Runs on the event loop's thread, which must not be held up by pickling and sending."""
+    peer.process.executor.submit(partial(_finish_ended, partial(_finish_call, peer, call, entry), end))
 
-    def finish() -> None:
-        from concurrent.futures import CancelledError  # 3 ms; only coroutines need it
 
-        error = CancelledError() if future.cancelled() else future.exception()
-        if error is None:
-            _finish_call(peer, call, entry, Outcome.VALUE, future.result())
-        else:
-            _finish_call(peer, call, entry, Outcome.ERROR, captured.capture(error))
-
-    peer.process.executor.submit(finish)
+def _finish_ended(finish: Callable[[int, Any], None], end: Completion) -> None:
+    if end.outcome == Outcome.ERROR:
+        finish(Outcome.ERROR, captured.capture(end.content))
+    else:
+        finish(Outcome.VALUE, end.content)
 
 
 def _finish_call(peer: Peer, call: Call, entry: Completion | None, outcome: int, content: Any) -> None:
@@ -139,7 +145,7 @@ def _finish_call(peer: Peer, call: Call, entry: Completion | None, outcome: int,
         return
     if mode == Mode.DO:
         if outcome == Outcome.ERROR:
-            print(f"remote_do on process {peer.process.pid} failed:\n{content}", file=sys.stderr)
+            _show_failure(peer.process, content)
         return
     process = peer.process
     if entry is not None and entry.outcome == Outcome.CANCELLED:
@@ -166,19 +172,38 @@ def run_here(
             return None
         return call_in_user_code(function, args, kwargs)
 
+    finish = partial(_finish_here, process, rrid, ended)
     try:
         value = process.executor.interruptible(errand, run)
-        if is_coroutine(value):
-            value = process.coroutines.run(value)
-        outcome = Outcome.VALUE
     except BaseException as error:
-        value, outcome = captured.capture(error), Outcome.ERROR
+        finish(Outcome.ERROR, captured.capture(error))
+        return
+    if is_coroutine(value):
+        running = process.coroutines.start(value)
+        if entry is not None:
+            entry.add_callback(partial(_cancel_with, running))
+        running.end.add_callback(lambda end: process.executor.submit(partial(_finish_ended, finish, end)))
+    else:
+        finish(Outcome.VALUE, value)
+
+
+def _finish_here(
+    process: Process, rrid: RRID | None, ended: Callable[[], None] | None, outcome: int, content: Any
+) -> None:
     if ended is not None:
         ended()
     if rrid is not None:
-        process.store.finish(rrid, outcome, value)
+        process.store.finish(rrid, outcome, content)
     elif outcome == Outcome.ERROR:
-        print(f"remote_do on process {process.pid} failed:\n{value}", file=sys.stderr)
+        _show_failure(process, content)
+
+
+def _show_failure(process: Process, failure: Any) -> None:
+    """Print why a `remote_do` failed: nobody else hears of it."""
+    try:
+        print(f"remote_do on process {process.pid} failed:\n{failure}", file=sys.stderr)
+    except BaseException:
+        pass  # stderr is closed, or is an object of the user's that raises: then nobody hears of it at all
 
 
 # ---- several calls of one message -------------------------------------------------------------------------------
@@ -187,8 +212,9 @@ def run_here(
 class Each:
     """Several calls of one message, run one after the other by whoever has the time.
 
-    Usually that is the worker's main thread alone. When one of the calls takes long, the standby thread queues the
-    rest for other threads (`rest`): the items are taken from one queue, so each runs once.
+    Usually that is the worker's main thread alone. When one of the calls takes long, whoever receives queues one piece
+    of work for each that is left (`share`). From then on they are like calls that came alone: threads are added while
+    one holds up the next. The items are taken from one queue, so each runs once.
 
     Whoever asked must be able to tell, when this process dies, which calls had begun. The rule: *of those that have no
     result and are not said to have begun (`Started`), at most the oldest has begun.* So a call that is not the oldest
@@ -200,7 +226,7 @@ class Each:
         self._call = call
         self._definition = definition
         self._function: Any = None
-        self._items: deque[tuple[int, tuple[Any, ...]]] | None = None
+        self._items: deque[tuple[int, tuple[Any, ...]]] = deque()
         self._dropped: set[int] = set()
         """Call ids that nobody wants any more."""
         self._shared = False
@@ -209,53 +235,61 @@ class Each:
         peer.each.append(self)
 
     def run(self) -> None:
-        """Run what is left."""
+        """Run them, one after the other, for as long as none takes long."""
         peer = self._peer
         receiver = peer.process.receiver
-        if self._items is None:
-            try:
-                function, items = call_in_user_code(self._unpickle, (), {})
-                if len(items) != self._call.id:
-                    raise RemoteProtocolError(f"a message of {self._call.id} calls has {len(items)} in it")
-            except BaseException as error:
-                peer.each.remove(self)
-                failure = captured.capture(error)
-                for number in range(self._call.call_id, self._call.call_id + self._call.id):
-                    reply(peer, number, Outcome.NOT_RUN, failure)
-                return
-            self._function = function
-            self._items = deque(enumerate(items, self._call.call_id))
+        try:
+            function, items = call_in_user_code(self._unpickle, (), {})
+            if len(items) != self._call.id:
+                raise RemoteProtocolError(f"a message of {self._call.id} calls has {len(items)} in it")
+        except BaseException as error:
+            peer.each.remove(self)
+            failure = captured.capture(error)
+            for number in range(self._call.call_id, self._call.call_id + self._call.id):
+                reply(peer, number, Outcome.NOT_RUN, failure)
+            return
+        self._function = function
+        self._items = deque(enumerate(items, self._call.call_id))
+        del items
         is_main = receiver.is_main()
-        if is_main:
-            receiver.each = self
-        items_left = self._items
-        while items_left:
-            try:
-                number, args = items_left.popleft()
-            except IndexError:
-                break
-            if number in self._dropped:
-                reply(peer, number, Outcome.CANCELLED, None)
-            else:
-                self._run_one(number, args, is_main)
-            del args
-            receiver.progress += 1
-            if next(self._ends) == self._call.id:
-                peer.each.remove(self)
-        if is_main:
-            receiver.each = None
+        receiver.batches[self] = self.left(), monotonic()
+        if not is_main:
+            peer.process.poller.wake()  # whoever receives shall look after it
+        while self._items and (is_main or not self._shared):
+            self._run_next()
+            receiver.progress += is_main
+        receiver.batches.pop(self, None)
 
-    def rest(self) -> Callable[[], None] | None:
-        """What another thread may run; None if nothing is left."""
-        if not self._items:
-            return None
-        self._shared = True  # before another thread can take one: whoever begins one after that announces it
-        return self.run
+    def left(self) -> int:
+        """How many have not begun."""
+        return len(self._items)
+
+    def share(self) -> None:
+        """Queue what is left for whoever has the time. It came before all that is in the queue."""
+        self._peer.process.receiver.batches.pop(self, None)
+        if not self._shared:
+            self._shared = True  # before another thread can take one: whoever begins one after that announces it
+            # An object each: who looks whether the queue moves compares what heads it.
+            self._peer.queue.extendleft([partial(self._run_next) for _ in range(len(self._items))])
+
+    def _run_next(self) -> None:
+        try:
+            number, args = self._items.popleft()
+        except IndexError:
+            return  # who began with them, and takes them without their pieces of work, was faster
+        self._run_one(number, args)
+        del args
+        if next(self._ends) == self._call.id:
+            self._peer.each.remove(self)
 
     def drop(self, call_id: int) -> None:
         """Do not begin this call, if it is one of ours."""
         if self._call.call_id <= call_id < self._call.call_id + self._call.id:
             self._dropped.add(call_id)
+
+    def call_if_wanted(self, number: int, args: tuple[Any, ...]) -> Any:  # exposed
+        """Looks only now, when the errand is known: a cancel before this is seen here, a later one finds the errand."""
+        return _DROPPED if number in self._dropped else self._function(*args)
 
     def _unpickle(self) -> tuple[Any, Any]:
         call = self._call
@@ -264,9 +298,10 @@ class Each:
             return content  # type: ignore[no-any-return]
         return self._definition.load(), content
 
-    def _run_one(self, number: int, args: tuple[Any, ...], is_main: bool) -> None:
+    def _run_one(self, number: int, args: tuple[Any, ...]) -> None:
         peer = self._peer
         process = peer.process
+        is_main = process.receiver.is_main()
         announced = not is_main or self._shared or self._call.whence != 0 or peer.each[0] is not self
         if announced:
             _announce(peer, number)
@@ -275,13 +310,11 @@ class Each:
             if is_main:
                 process.receiver.errand = (peer, number, 0, 0)
                 try:
-                    value = call_in_user_code(self._function, args, _NO_KEYWORDS)
+                    value = self.call_if_wanted(number, args)
                 finally:
                     process.receiver.errand = None
             else:
-                value = process.executor.interruptible(
-                    (peer, number, 0, 0), call_in_user_code, self._function, args, _NO_KEYWORDS
-                )
+                value = process.executor.interruptible((peer, number, 0, 0), self.call_if_wanted, number, args)
         except BaseException as error:
             if process.is_copy:
                 end_copy(error)
@@ -289,11 +322,13 @@ class Each:
             return
         if process.is_copy:
             end_copy(None)
-        if type(value) is CoroutineType:
+        if value is _DROPPED:
+            reply(peer, number, Outcome.CANCELLED, None)
+        elif type(value) is CoroutineType:
             if not announced:
                 _announce(peer, number)  # it begins now, and has no result for a while
             call = self._call._replace(call_id=number, mode=Mode.FETCH)
-            process.coroutines.start(value).add_done_callback(partial(_finish_coroutine, peer, call, None))
+            _start_coroutine(peer, call, None, value)
         else:
             nanoseconds = min(perf_counter_ns() - begun, MOST_NANOSECONDS)
             reply(peer, number, Outcome.VALUE, value, nanoseconds=nanoseconds)
@@ -320,7 +355,8 @@ def drop_or_interrupt(peer: Peer, call_id: int) -> None:
         if call is not None and call.call_id == call_id and work.args[0] is peer and _take_out(process, work):  # type: ignore[attr-defined]
             _finish_call(peer, call, work.args[3], Outcome.CANCELLED, None)  # type: ignore[attr-defined]
             return
-    interrupt_errand(process, lambda errand: errand[0] is peer and errand[1] == call_id)
+    if not peer.tasks.cancel(call_id):
+        interrupt_errand(process, lambda errand: errand[0] is peer and errand[1] == call_id)
 
 
 def cancel_reference(process: Process, rrid: RRID) -> bool:

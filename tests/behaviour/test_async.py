@@ -135,6 +135,19 @@ def test_remote_do_of_a_coroutine(where: int) -> None:
     assert done.fetch(timeout=10) == where
 
 
+def test_a_coroutine_goes_on_when_nobody_holds_its_future_any_more(where: int) -> None:
+    gate, done = hd.Future(), hd.Future()
+
+    async def pass_on() -> None:
+        done.put(await gate)
+
+    future = hd.remotecall(pass_on, where)
+    hd.finalize(future)
+    hd.remotecall_fetch(abs, where, -1)
+    gate.put(5)
+    assert done.fetch(timeout=10) == 5
+
+
 # ---- futures awaited here -----------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -289,6 +290,58 @@ def test_a_failing_remote_do_is_shown_and_harms_nobody(where: int) -> None:
     with Printed() as printed:
         hd.remote_do(operator.truediv, where, 1, 0)
         printed.wait_for("ZeroDivisionError", "err")
+    assert hd.remotecall_fetch(abs, where, -1) == 1
+
+
+class BrokenStream:
+    """Raises when a failure is written to it, and notes what else is."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.refused = 0
+        self.written: list[str] = []
+
+    def write(self, text: str) -> int:
+        if text.startswith("remote_do"):
+            self.refused += 1
+            raise self.error
+        self.written.append(text)
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def break_stderr(error: BaseException) -> None:
+    FLAGS["stderr"], sys.stderr = sys.stderr, BrokenStream(error)  # type: ignore[assignment]
+
+
+def refused() -> int:
+    return getattr(sys.stderr, "refused", 0)
+
+
+def mend_stderr() -> list[str]:
+    """What was written meanwhile."""
+    broken, sys.stderr = sys.stderr, FLAGS["stderr"]
+    return broken.written  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("I/O operation on closed file"), SystemExit(3)], ids=["closed", "raises an exit"]
+)
+def test_a_failing_remote_do_that_cannot_be_shown_harms_nobody(where: int, error: BaseException) -> None:
+    async def fail_later() -> None:
+        raise ValueError("later")
+
+    hd.remotecall_fetch(break_stderr, where, error)
+    try:
+        hd.remote_do(operator.truediv, where, 1, 0)
+        poll_for(lambda: hd.remotecall_fetch(refused, where) == 1)
+        hd.remote_do(fail_later, where)
+        poll_for(lambda: hd.remotecall_fetch(refused, where) == 2)
+    finally:
+        written = hd.remotecall_fetch(mend_stderr, where)
+    assert written == []
     assert hd.remotecall_fetch(abs, where, -1) == 1
 
 

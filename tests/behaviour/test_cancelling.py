@@ -6,12 +6,16 @@ import asyncio
 import operator
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
 
 import hybriddist as hd
+from hybriddist.core.messages import Mode
+from hybriddist.deadline import Deadline
+from hybriddist.runtime.current import current
 from tests.helpers.polling import poll_for
 
 pytestmark = [
@@ -36,8 +40,8 @@ def noted() -> list[Any]:
 
 def compute_for_ever(name: str) -> None:
     """Bytecode without end: an interrupt reaches it on any thread."""
-    note(f"{name} began")
     try:
+        note(f"{name} began")  # in here: the interrupt may strike as soon as that is noted
         while True:
             time.sleep(0.001)
     except KeyboardInterrupt:
@@ -175,20 +179,81 @@ def test_a_future_without_a_call(where: int, cluster: list[int]) -> None:
     assert isinstance(caught.value.__cause__, hd.InvalidStateException)
 
 
-def test_a_coroutine_is_cancelled(cluster: list[int]) -> None:
-    async def nap() -> None:
-        note("napping")
+async def nap(name: str) -> str:
+    note(f"{name} began")
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        note(f"{name} cancelled")
+        raise
+    return name
+
+
+def test_a_coroutine_is_cancelled(where: int) -> None:
+    future = hd.remotecall(nap, where, "a")
+    poll_for(lambda: begun(where, "a began"))
+    assert future.cancel()
+    poll_for(lambda: begun(where, "a cancelled"))
+    assert_cancelled(future)
+
+
+@pytest.mark.parametrize("call", [hd.remotecall_fetch, hd.remotecall_wait])
+def test_a_cancelled_call_cancels_its_coroutine(call: Callable[..., Any], cluster: list[int]) -> None:
+    """And that of no other call."""
+    pid = cluster[0]
+    peer = current().peer(pid)
+    ends: dict[str, Any] = {}
+
+    def wait(name: str) -> None:
+        with pytest.raises(hd.RemoteException, match="CancelledError") as caught:
+            call(nap, pid, name)
+        ends[name] = caught.value
+
+    threads = []
+    calls = []
+    for name in ("a", "b"):
+        threads.append(threading.Thread(target=wait, args=(name,)))
+        threads[-1].start()
+        poll_for(lambda name=name: begun(pid, f"{name} began"))
+        calls.append(list(peer.pending.values())[-1])
+    for number, name in enumerate(("a", "b")):
+        assert current().cancel_call(peer, calls[number])
+        threads[number].join(10)
+        assert list(ends) == ["a", "b"][: number + 1]
+        assert begun(pid, f"{name} cancelled")
+
+
+def test_a_call_that_is_cancelled_at_once_leaves_no_coroutine(cluster: list[int]) -> None:
+    """Wherever the cancel finds it: in the queue, in the midst of its beginning, or awaiting."""
+    process = current()
+    peer = process.peer(cluster[0])
+    for turn in range(200):
+        call = process.start_call(nap, peer, (str(turn),), {}, Mode.FETCH, 0, 0)
+        assert process.cancel_call(peer, call)
+        assert call.wait(Deadline(10)), turn
+
+
+def test_a_coroutine_that_goes_on_when_it_is_cancelled_is_answered_when_it_ends(cluster: list[int]) -> None:
+    async def go_on(gate: hd.Future) -> str:
+        note("began")
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
-            note("woken")
-            raise
+            note("cancelled")
+        await gate
+        return "ended"
 
-    future = hd.remotecall(nap, cluster[0])
-    poll_for(lambda: begun(cluster[0], "napping"))
-    assert future.cancel()
-    poll_for(lambda: begun(cluster[0], "woken"))
-    assert_cancelled(future)
+    process = current()
+    peer = process.peer(cluster[0])
+    gate = hd.Future()
+    call = process.start_call(go_on, peer, (gate,), {}, Mode.FETCH, 0, 0)
+    poll_for(lambda: begun(cluster[0], "began"))
+    assert process.cancel_call(peer, call)
+    poll_for(lambda: begun(cluster[0], "cancelled"))
+    assert not call.done
+    gate.put(None)
+    assert call.wait(Deadline(10))
+    assert process.value_of(call, peer) == "ended"
 
 
 def test_await_of_a_cancelled_future(where: int) -> None:
@@ -225,7 +290,6 @@ def test_remotecall_wait_of_a_cancelled_call(cluster: list[int]) -> None:
     thread.start()
     poll_for(lambda: begun(pid, "a began"))
     rrid = next(rrid for rrid in hd.live_references(pid) if rrid.whence == 1)
-    from hybriddist.runtime.current import current
     from hybriddist.runtime.running import cancel_reference
 
     hd.remotecall_fetch(lambda: cancel_reference(current(), rrid), pid)
@@ -304,6 +368,25 @@ def test_a_map_that_fails_cancels_what_is_under_way(cluster: list[int]) -> None:
             )
         )
         assert hd.remotecall_fetch(abs, pid, -1) == 1
+
+
+def test_a_map_that_fails_cancels_the_coroutines_that_are_under_way(cluster: list[int]) -> None:
+    async def item(i: int) -> None:
+        if i < 3:
+            await nap(f"item {i}")
+        while not any(begun(pid, "item 0 began") for pid in cluster):
+            await asyncio.sleep(0.01)
+        raise ValueError("three")
+
+    with pytest.raises(hd.RemoteException, match="three"):
+        hd.pmap(item, range(4), batch_size=2)
+    for pid in cluster:
+        poll_for(
+            lambda pid=pid: (
+                {what.replace("began", "cancelled") for what in hd.remotecall_fetch(look, pid) if "began" in what}
+                <= set(hd.remotecall_fetch(look, pid))
+            )
+        )
 
 
 def test_calls_that_are_cancelled_while_they_call_break_no_connection(cluster: list[int], transport: str) -> None:

@@ -195,7 +195,12 @@ def test_many_references_leave_nothing(cluster: list[int]) -> None:
 def test_worker_id_from_socket(cluster: list[int], transport: str) -> None:
     from hybriddist.runtime.current import current
 
+    class Odd:
+        def fileno(self) -> Any:
+            return "none"
+
     assert hd.worker_id_from_socket(io.BytesIO()) == hd.myid()
+    assert hd.worker_id_from_socket(Odd()) == -1
     assert hd.worker_id_from_socket(5.0) == -1
     with socket.socket() as stranger:
         assert hd.worker_id_from_socket(stranger) == -1
@@ -204,6 +209,9 @@ def test_worker_id_from_socket(cluster: list[int], transport: str) -> None:
         peer = current().peer(pid)
         assert hd.worker_id_from_socket(peer.transport) == pid
         assert hd.worker_id_from_socket(peer.descriptor) == pid
+        if transport != "memory":
+            with socket.socket(fileno=os.dup(peer.descriptor)) as copy:
+                assert hd.worker_id_from_socket(copy) == -1  # a descriptor of somebody else's, as far as we know
 
 
 # ---- deaths -------------------------------------------------------------------------------------------------------

@@ -336,6 +336,35 @@ def test_the_type_is_checked_wherever_an_item_comes_from(where: int, cluster: li
     assert c.isempty()
 
 
+def test_a_typed_channel_is_intact_after_refusals_from_everywhere(where: int, cluster: list[int]) -> None:
+    """From the owner, from others, through a third process, also of items that have references in them."""
+    c = hd.RemoteChannel(lambda: hd.Channel(10, int), where)
+
+    def attempt(c: hd.RemoteChannel, good: int) -> list[str]:
+        refused = []
+        for item in ("one", 2.5, None, [hd.Future()], hd.Future()):
+            try:
+                c.put(item)
+            except TypeError as error:
+                refused.append(str(error))
+        c.put(good)
+        return refused
+
+    def through(c: hd.RemoteChannel, pid: int, good: int) -> list[str]:
+        return hd.remotecall_fetch(attempt, pid, c, good)
+
+    told = [attempt(c, 0)]
+    told += [hd.remotecall_fetch(attempt, pid, c, pid) for pid in cluster]
+    told.append(hd.remotecall_fetch(through, cluster[1], c, cluster[2], 100))
+    kinds = ("str", "float", "NoneType", "list", "Future")
+    for refused in told:
+        assert len(refused) == 5
+        assert all(f"items of type int, not {kind}" in text for kind, text in zip(kinds, refused, strict=True)), refused
+    taken = [hd.remotecall_fetch(lambda c: c.take(), cluster[1], c), *(c.take() for _ in range(4))]
+    assert sorted(taken) == [0, *cluster, 100]
+    assert c.isempty()
+
+
 # ---- closing ------------------------------------------------------------------------------------------------------
 
 

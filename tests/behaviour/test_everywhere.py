@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import hybriddist as hd
+from tests.helpers.polling import poll_for
 from tests.helpers.scripts import ScriptRunner
 
 pytestmark = [
@@ -345,6 +348,46 @@ def test_all_runs_at_the_same_time_and_fails_as_one(cluster: list[int]) -> None:
         hd.remotecall_all(print, threading.Lock())
 
 
+# ---- what only one worker has ---------------------------------------------------------------------------------------
+
+OWN = """
+class EwOwn:
+    def __init__(self, x): self.x = x
+    def twice(self): return 2 * self.x
+class EwError(Exception): pass
+def ew_own(x): return EwOwn(x).twice()
+def ew_raise(): raise EwError(5)
+import hybriddist as hd
+"""
+
+
+def twice_of(o: Any) -> int:
+    return o.twice()  # type: ignore[no-any-return]
+
+
+def are_alike(a: Any, b: Any) -> bool:
+    return type(a) is type(b)
+
+
+@pytest.mark.usefixtures("apart")
+def test_what_only_one_workers_main_has_travels_by_value(cluster: list[int]) -> None:
+    a, b, _ = cluster
+    hd.remotecall_eval(OWN, a)
+    there = partial(hd.remotecall_eval, pids=a)
+    assert there("EwOwn(4)").twice() == 8
+    assert there("EwOwn")(5).twice() == there("ew_own")(5) == 10
+    assert hd.remotecall(eval, a, "__import__('__main__').EwOwn(4)").fetch().twice() == 8
+    for pid in (b, 1):  # from worker to worker, and in a nested call to the driver
+        assert there("hd.remotecall_fetch($f, $pid, EwOwn(6))", f=twice_of, pid=pid) == 12
+        assert there("hd.remotecall_fetch(ew_own, $pid, 6)", pid=pid) == 12
+        assert there("hd.remotecall_fetch(EwOwn(7).twice, $pid)", pid=pid) == 14
+        assert there("hd.remotecall_fetch($f, $pid, EwOwn(6), EwOwn(7))", f=are_alike, pid=pid)
+        with pytest.raises(hd.RemoteException, match=r"EwError: 5"):
+            there("hd.remotecall_fetch(ew_raise, $pid)", pid=pid)
+    assert hd.remotecall_fetch(are_alike, a, there("EwOwn(4)"), there("EwOwn(4)"))
+    assert there("type($back) is EwOwn", back=there("EwOwn(4)"))  # back where it came from it is the same class
+
+
 # ---- clear ----------------------------------------------------------------------------------------------------------
 
 
@@ -385,4 +428,82 @@ def test_clear_in_another_module(cluster: list[int]) -> None:
 def test_clear_refuses_bad_input(cluster: list[int], sent: list[Any], arguments: Any, error: Any, says: str) -> None:
     with pytest.raises(error, match=says):
         hd.clear(*arguments)
+    assert sent == []
+
+
+# ---- timeouts -------------------------------------------------------------------------------------------------------
+
+GATES: dict[str, threading.Event] = {}
+"""On each process (in a memory cluster: on all of them together)."""
+
+
+def wait_at_gate(name: str) -> None:
+    GATES.setdefault(name, threading.Event()).wait(20)
+    GATES[f"{name} passed"] = threading.Event()
+
+
+def open_gate(name: str) -> None:
+    GATES.setdefault(name, threading.Event()).set()
+
+
+def has_passed(name: str) -> bool:
+    return f"{name} passed" in GATES
+
+
+WAIT = "import tests.behaviour.test_everywhere as ew_t; ew_t.wait_at_gate($name)"
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_remotecall_eval_with_a_timeout(several: bool, own: bool, transport: str, cluster: list[int]) -> None:
+    """What is late goes on."""
+    slow = 1 if own else cluster[0]
+    name = f"{several} {own} {transport}"
+    with pytest.raises(TimeoutError, match=rf"within 0.1 seconds on process.* {'.' if several else ''}{slow}"):
+        hd.remotecall_eval(WAIT, [slow, slow] if several else slow, timeout=0.1, name=name)
+    assert not hd.remotecall_fetch(has_passed, slow, name)
+    hd.remotecall_fetch(open_gate, slow, name)
+    poll_for(lambda: hd.remotecall_fetch(has_passed, slow, name))
+    assert hd.remotecall_eval("1 + $x", slow, timeout=20, x=2) == 3
+    assert hd.remotecall_eval("1", [1, *cluster], timeout=20) is None
+
+
+def test_failures_beside_a_timeout_are_told(cluster: list[int]) -> None:
+    a, b, _ = cluster
+    code = "import threading, hybriddist\nif hybriddist.myid() == $a: 1 / 0\nthreading.Event().wait(1)"
+    with pytest.raises(TimeoutError) as caught:
+        hd.remotecall_eval(code, [a, b], timeout=0.2, a=a)
+    assert f"[{b}]" in str(caught.value)
+    assert "ZeroDivisionError" in caught.value.__notes__[0]
+
+
+def test_a_timeout_that_raises_there_is_a_failure(cluster: list[int]) -> None:
+    for pid in (1, cluster[0]):
+        with pytest.raises(hd.RemoteException) as caught:
+            hd.remotecall_eval("raise TimeoutError('there')", pid, timeout=20)
+        assert isinstance(caught.value.__cause__, TimeoutError)
+
+
+@pytest.mark.usefixtures("apart")
+def test_clear_with_a_timeout(cluster: list[int]) -> None:
+    pid = cluster[0]
+    hd.everywhere("ew_kept = 1", [pid])
+    ospid = hd.remotecall_fetch(os.getpid, pid)
+    os.kill(ospid, signal.SIGSTOP)
+    try:
+        for pids in (pid, [pid]):
+            with pytest.raises(TimeoutError, match="clear did not end"):
+                hd.clear("ew_kept", pids, timeout=0.05)
+    finally:
+        os.kill(ospid, signal.SIGCONT)
+    poll_for(lambda: hd.remotecall_eval("ew_kept", pid) is None)
+    hd.clear("ew_kept", pid, timeout=20)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda t: hd.remotecall_eval("1", 1, timeout=t), lambda t: hd.clear("x", [1], timeout=t)]
+)
+def test_a_timeout_is_a_number(call: Any, cluster: list[int], sent: list[Any]) -> None:
+    with pytest.raises(TypeError, match="timeout must be a number"):
+        call("soon")
     assert sent == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -126,6 +127,20 @@ def test_a_fetching_caller_hears_of_it(cluster: list[int], tmp_path: Path) -> No
         hd.remotecall_fetch(sleep, pid, str(mark))
     assert isinstance(info.value.__cause__, KeyboardInterrupt)
     thread.join(20)
+
+
+def test_a_coroutine_is_cancelled(cluster: list[int], tmp_path: Path) -> None:
+    async def wait(mark: Path) -> None:
+        mark.touch()
+        await asyncio.sleep(60)
+
+    mark = tmp_path / "mark"
+    call = hd.remotecall(wait, cluster[0], mark)
+    poll_for(mark.exists)
+    hd.interrupt(cluster[0])
+    with pytest.raises(hd.RemoteException, match="CancelledError"):
+        call.fetch(timeout=10)
+    assert hd.remotecall_fetch(hd.myid, cluster[0]) == cluster[0]
 
 
 def test_an_idle_worker_does_not_notice(cluster: list[int]) -> None:

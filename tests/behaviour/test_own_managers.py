@@ -89,6 +89,29 @@ def test_streams_to_a_worker_that_listens_by_itself() -> None:
     assert [op for op, pid in manager.asked if pid == one] == ["register", "deregister", "finalize"]
 
 
+def test_streams_tell_which_worker_is_at_their_other_end() -> None:
+    """Those that `connect` gave, and the socket behind them; also when it is the connection of one of several."""
+
+    class Keeping(Through):
+        streams: dict[int, tuple[Any, Any]]
+
+        def connect(self, pid: int, config: hd.WorkerConfig) -> Any:
+            self.streams[pid] = streams = super().connect(pid, config)
+            return streams
+
+    manager = Keeping(2)
+    manager.streams = {}
+    pids = hd.addprocs(manager)
+    assert sorted(manager.streams) == pids
+    for pid, streams in manager.streams.items():
+        for stream in streams:
+            assert hd.worker_id_from_socket(stream) == pid
+            assert hd.worker_id_from_socket(stream.fileno()) == pid
+            assert hd.worker_id_from_socket(stream.raw) == pid
+    hd.rmprocs(pids)
+    assert {hd.worker_id_from_socket(stream) for pair in manager.streams.values() for stream in pair} == {-1}
+
+
 def failure_of(manager: Plain) -> hd.LaunchError:
     with pytest.raises(hd.CompositeException) as info:
         hd.addprocs(manager)

@@ -168,6 +168,58 @@ def test_the_input_is_read_on_the_callers_thread(distributed: bool, cluster: lis
     assert readers == {(1, threading.get_ident())}
 
 
+def begin_together(here: hd.RemoteChannel, go: hd.Future, together: int) -> None:
+    """On a thread: let the items go when so many have begun."""
+
+    def look() -> None:
+        for _ in range(together):
+            here.take(timeout=20)
+        go.put(None)
+
+    threading.Thread(target=look).start()
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_items_of_a_batch_that_wait_for_each_other_overlap(busy: bool, cluster: list[int]) -> None:
+    """All of them; also while a call holds the main threads, which would begin the batches otherwise."""
+    here, go, end = channel(), hd.Future(), hd.Future()
+    holders = [hd.remotecall(hd.fetch, pid, end) for pid in cluster * busy]
+    begin_together(here, go, 24)
+    assert set(hd.pmap(partial(meet, here, go), range(24), batch_size=8)) == set(cluster)
+    end.put(None)
+    for holder in holders:
+        holder.wait(timeout=20)
+
+
+BARRIER = threading.Barrier(8)
+
+
+def pass_barrier(x: int) -> int:
+    """Blocks without the library's knowing."""
+    BARRIER.wait(20)
+    return x
+
+
+def test_items_of_a_batch_that_block_overlap(cluster: list[int]) -> None:
+    assert hd.pmap(pass_barrier, range(24), batch_size=8) == list(range(24))
+
+
+def test_one_that_blocks_does_not_hold_up_the_rest_of_its_batch(cluster: list[int], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    gate = hd.Future()
+
+    def item(x: int) -> int:
+        write(log, x)
+        if x == 150:
+            gate.put(None)
+        elif x == 50:
+            gate.wait(20)
+        return x
+
+    assert hd.pmap(item, range(200), batch_size=200) == list(range(200))
+    assert sorted(int(line) for line in log.read_text().splitlines()) == list(range(200))
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_the_input_is_read_only_as_workers_get_free(batch_size: Any, cluster: list[int]) -> None:
     """Whoever computes holds an item, or a batch; the rest has not been looked at."""

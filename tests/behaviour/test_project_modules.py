@@ -211,3 +211,24 @@ def test_a_module_that_fails_there_is_named(write: Write, cluster: list[int]) ->
         with pytest.raises(hd.RemoteException, match=r"own_fails\.py\", line 2"):
             hd.remotecall_fetch(module.f, cluster[0])
     assert hd.remotecall_fetch(abs, cluster[0], -1) == 1
+
+
+def test_a_module_that_only_a_worker_has(cluster: list[int], tmp_path: Path) -> None:
+    """Workers lend nothing. Whoever gets something of it is told its name, and what to do."""
+    a, b, *_ = cluster
+    name = f"worker_only_{a}_{b}"
+    (tmp_path / f"{name}.py").write_text("class Thing:\n    pass\n\n\ndef f():\n    return 5\n")
+    hd.remotecall_eval(f"import sys; sys.path.insert(0, $folder); import {name} as wo_m", a, folder=str(tmp_path))
+    try:
+        says = rf"No module named '{name}'. Install the module .* driver's sys.path"
+        for code in ("wo_m.Thing()", "wo_m.f", "wo_m"):
+            with pytest.raises(hd.DeserializeError, match=says):
+                hd.remotecall_eval(code, a)
+        with pytest.raises(hd.DeserializeError, match=says):
+            hd.remotecall(eval, a, "__import__('__main__').wo_m.Thing()").fetch()
+        for pid in (b, 1):
+            with pytest.raises(hd.RemoteException, match=says):
+                hd.remotecall_eval("__import__('hybriddist').remotecall_fetch(wo_m.f, $pid)", a, pid=pid)
+        assert hd.remotecall_eval("wo_m.f()", a) == 5
+    finally:
+        hd.remotecall_eval("sys.path.remove($folder)", a, folder=str(tmp_path))

@@ -402,6 +402,19 @@ def test_a_pickle_to_elsewhere_holds_nothing_and_is_dead(wrap: Any, cluster: lis
     assert pickle.loads(pickle.dumps(future)).fetch() == 1  # its value is known, and needs nobody
 
 
+def test_messages_with_and_without_references_take_turns(cluster: list[int]) -> None:
+    """After one with some, others are expected; that makes no pickle for elsewhere alive, and costs no claim."""
+    a, b, _ = cluster
+    for turn in range(3):
+        future = hd.remotecall(abs, a, -turn)
+        assert hd.remotecall_fetch(hd.fetch, b, future) == turn
+        with pytest.raises(hd.InvalidStateException, match="outside"):
+            pickle.loads(pickle.dumps(future)).fetch()
+        for _ in range(turn):
+            assert hd.remotecall_fetch(len, b, [1, 2]) == 2
+            assert hd.remotecall_fetch(lambda: hd.remotecall(abs, a, -7), b).fetch() == 7
+
+
 def test_calls_inside_of_pickling_have_claims_of_their_own(cluster: list[int]) -> None:
     """An argument whose `__reduce__` makes calls, with references, before its own references are met."""
     inner, outer = hd.remotecall(abs, cluster[0], -2), hd.remotecall(abs, cluster[1], -3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -239,6 +241,34 @@ def test_a_fetched_future_outlives_its_owner(workers: list[int]) -> None:
     assert_gone(workers[0], workers[1:])
     assert future.fetch() == 7
     assert future.isready()
+
+
+def test_coroutines_end_with_the_only_process_that_wants_their_value(workers: list[int], tmp_path: Path) -> None:
+    asker, at, *_ = workers
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+
+    async def stay(name: str) -> str:
+        (begun / name).touch()
+        try:
+            await asyncio.sleep(1 if name == "kept" else 60)
+        finally:
+            (ended / name).touch()
+        return name
+
+    begun.mkdir()
+    ended.mkdir()
+    kept = hd.Future()
+
+    def ask() -> None:
+        hd.remotecall(lambda f: f.put(hd.remotecall(stay, at, "kept")), asker, kept)
+        hd.remotecall_fetch(stay, at, "fetched")
+
+    hd.remote_do(ask, asker)
+    poll_for(lambda: {path.name for path in begun.iterdir()} >= {"kept", "fetched"})
+    future = kept.fetch(timeout=10)
+    kill(asker)
+    poll_for(lambda: (ended / "fetched").exists())
+    assert future.fetch(timeout=10) == "kept"
 
 
 def test_all_at_once(workers: list[int]) -> None:
