@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks import (
+    batches,
     channels,
     idle_memory,
     large_arrays,
@@ -25,6 +26,9 @@ BENCHMARKS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "round-trip-shm": round_trip.over_shm,
     "round-trip-tcp": round_trip.over_tcp,
     "pmap": many_items.single_items,
+    "pmap-auto": batches.automatic,
+    "pmap-uneven": batches.uneven,
+    "pmap-64": batches.crowd,
     "distributed": loops.reduction,
     "arrays-shm": large_arrays.over_shm,
     "arrays-tcp": large_arrays.over_tcp,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from time import perf_counter
 
 import hybriddist as hd
+from benchmarks import halves
 from benchmarks.rounds import Plan, Round, Row, compare
 
 ITEMS = 20_000_000
@@ -21,48 +20,24 @@ def body(value: int) -> int:
     return value & 7
 
 
-def fold(commands: Connection) -> None:
-    """Folds each range that comes down the pipe, until told None."""
-    while (part := commands.recv()) is not None:
-        commands.send(functools.reduce(operator.add, map(body, part)))
+def fold(part: range) -> int:
+    return functools.reduce(operator.add, map(body, part))
 
 
 @contextmanager
 def bare_processes(items: int) -> Iterator[Round]:
     """Two spawned processes, which are given their halves and answer with their sums."""
-    context = multiprocessing.get_context("spawn")
-    pairs = [context.Pipe() for _ in range(WORKERS)]
-    processes = [context.Process(target=fold, args=(theirs,), daemon=True) for _, theirs in pairs]
-    for process in processes:
-        process.start()
     half = items // WORKERS
-    parts = [range(half), range(half, items)]
+    with halves.processes(fold, [range(half), range(half, items)], range(10)) as run:
 
-    def turn() -> list[float]:
-        start = perf_counter()
-        for (ours, _), part in zip(pairs, parts, strict=True):
-            ours.send(part)
-        total = functools.reduce(operator.add, [ours.recv() for ours, _ in pairs])
-        seconds = perf_counter() - start
-        check(total, items)
-        return [seconds]
+        def turn() -> list[float]:
+            start = perf_counter()
+            total = functools.reduce(operator.add, run())
+            seconds = perf_counter() - start
+            check(total, items)
+            return [seconds]
 
-    try:
-        for ours, _ in pairs:
-            ours.send(range(10))
-            ours.recv()  # it is up
         yield turn
-        for ours, _ in pairs:
-            ours.send(None)
-    finally:
-        for process, pair in zip(processes, pairs, strict=True):
-            process.join(10)
-            if process.exitcode is None:
-                process.kill()
-                process.join()
-            process.close()
-            for end in pair:
-                end.close()
 
 
 @contextmanager

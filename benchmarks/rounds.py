@@ -63,16 +63,23 @@ def p99(turns: Sequence[Sequence[float]]) -> float:
 
 
 def compare(
-    benchmark: str, ours: Round, rivals: Mapping[str, Round], plan: Plan, *, bar: float | None = None, unit: str = "s"
+    benchmark: str,
+    ours: Round,
+    rivals: Mapping[str, Round],
+    plan: Plan,
+    *,
+    bar: float | Mapping[str, float] | None = None,
+    unit: str = "s",
 ) -> list[Row]:
     """Measure ours and the rivals in turns: one row a rival.
 
     Args:
-        bar: the ratio to the first rival that is aimed at; below is better.
+        bar: the ratio to the first rival that is aimed at, or those to several, by name; below is better.
     """
+    bars = bar if isinstance(bar, Mapping) else {name: bar for name in list(rivals)[:1]}
     samples = take_turns({"hybriddist": ours, **rivals}, plan.rounds)
     mine = samples.pop("hybriddist")
     return [
-        Row(benchmark, median(mine), p99(mine), name, median(turns), p99(turns), unit, bar if index == 0 else None)
-        for index, (name, turns) in enumerate(samples.items())
+        Row(benchmark, median(mine), p99(mine), name, median(turns), p99(turns), unit, bars.get(name))
+        for name, turns in samples.items()
     ]

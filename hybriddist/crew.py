@@ -43,12 +43,12 @@ class Crew:
         self._replacements = 0
         """How many are on their way."""
 
-    def newcomers(self, known: Known, wanted: int | None) -> list[int]:
+    def newcomers(self, known: Known, wanted: float) -> list[int]:
         """Workers that are not known yet.
 
         Args:
             known: those that work already. If nobody does there is time to wait.
-            wanted: as many are enough; None: nobody knows.
+            wanted: as many are enough, at least 1; infinite: nobody knows.
 
         Raises:
             ProcessExitedException: nobody is left.
@@ -59,7 +59,8 @@ class Crew:
             if self._replacements:
                 return []
             raise ProcessExitedException(0, "all workers are gone while a map was running")
-        return [pid for pid in pids if pid not in known and (pid == own or membership.may_connect(own, pid))]
+        new = [pid for pid in pids if pid not in known and (pid == own or membership.may_connect(own, pid))]
+        return new if wanted >= len(new) else new[: int(wanted)]
 
     def function_on(self, pid: int, f: Callable[..., Any]) -> tuple[Callable[..., Any], Any]:
         """What is to be called on a worker, and what is to be kept until it has ended."""
@@ -99,14 +100,14 @@ class PoolCrew(Crew):
         self._pool = pool
         self._taken: set[int] = set()
 
-    def newcomers(self, known: Known, wanted: int | None) -> list[int]:
+    def newcomers(self, known: Known, wanted: float) -> list[int]:
         """See `Crew.newcomers`. Takes them from the pool.
 
         Raises:
             ClusterError: nobody in the pool lives.
         """
         found: list[int] = []
-        while (wanted is None or len(found) < wanted) and self._pool.isready():
+        while len(found) < wanted and self._pool.isready():
             pid = self._take(_TAKE_SECONDS)
             if pid is None:
                 break  # somebody was faster

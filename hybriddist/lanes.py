@@ -16,6 +16,7 @@ What this module does not know: how calls travel, and what becomes of results (`
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
@@ -37,6 +38,10 @@ _MOST_AHEAD: Final = 256
 _BATCH_SECONDS: Final = BUDGET_SECONDS / 4
 _BATCHES: Final = 2
 _MOST_IN_BATCH: Final = 1 << 14
+_FIRST_LANES: Final = 8
+_FIRST_ANSWER_SECONDS: Final = 0.002
+_CALL_SECONDS: Final = 0.0002
+"""What a batch may take beside its items, where processes wait for a CPU."""
 _EVIDENCE: Final = 4
 """A window may be a quarter of the items that have ended, in all lanes, when they were as quick as that."""
 
@@ -92,11 +97,45 @@ class Unit(Completion):
 
 
 class Pace:
-    """What all lanes of a map know together."""
+    """What all lanes of a map know together.
+
+    Attributes:
+        ended: how many items have.
+    """
 
     def __init__(self) -> None:
         self.ended = 0
-        """Items."""
+        self._heard = monotonic()
+        self._recent_items = 0.0
+        self._recent_seconds = 0.0
+
+    def end(self, items: int, seconds: float) -> None:
+        """A unit has ended, in which so many items were run, in such a time."""
+        self.ended += items
+        self._heard = monotonic()
+        self._recent_items = 0.9 * self._recent_items + items
+        self._recent_seconds = 0.9 * self._recent_seconds + max(0.0, seconds - _CALL_SECONDS)
+
+    def patience(self) -> float:
+        """Seconds without an answer after which a map of batches is no longer content with the lanes that it has."""
+        return BUDGET_SECONDS if self.ended else _FIRST_ANSWER_SECONDS
+
+    def lanes_worth(self, left: int | None, now: float) -> float:
+        """How many lanes of batches there is work for.
+
+        To wake a worker costs as much as some hundred tiny items (with 64 workers on two CPUs 100,000 of them took
+        three times as long as with two). So a map begins with a few lanes. It opens more when each will have some
+        milliseconds of work, or when those that there are do not answer.
+
+        Args:
+            left: items that nobody has; None: nobody knows, and as many are expected as have been.
+        """
+        if now - self._heard > self.patience():
+            return math.inf
+        if not self._recent_items:
+            return _FIRST_LANES
+        work = (self.ended if left is None else left) * self._recent_seconds / self._recent_items
+        return max(_FIRST_LANES, work / _BATCH_SECONDS)
 
 
 class Lane:
@@ -152,7 +191,7 @@ class Lane:
             under_way.remove(unit)
         self._ended += items
         self._busy_ns += nanoseconds
-        self._pace.ended += items
+        self._pace.end(items, nanoseconds * 1e-9)
 
     def widen(self) -> None:
         """Set the window to what takes `_AHEAD_SECONDS`; it grows step by step, and shrinks at once."""

@@ -20,6 +20,7 @@ left to do (``supply.py``), and what errors and results come to (``outcomes.py``
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -96,6 +97,8 @@ class Mapping:
         self._ended: deque[Unit] = deque()
         self._news = Completion()
         self._looked = 0.0
+        self._worth = 0.0
+        """How many lanes there was work for when new workers were looked for."""
 
     def run(self) -> Generator[None, None, None]:
         """Feed and collect until all is done, with a stop whenever something was handled.
@@ -158,7 +161,8 @@ class Mapping:
         """How long to wait for results: until something is due, and not long while a new worker would have work."""
         times = []
         if not self._supply.is_empty() and not self._supply.is_held_back():
-            times = [_LOOK_SECONDS, self._supply.seconds()]
+            patience = _LOOK_SECONDS if self._worth == math.inf else self._pace.patience()
+            times = [patience, self._supply.seconds()]
         if self._item_timeout is not None:
             now = time.monotonic()
             # Nobody wakes us when an item begins: so it is looked for.
@@ -178,10 +182,12 @@ class Mapping:
         """Fill the lanes that have done half of what they had. New workers join in, those that leave get no more."""
         if self._supply.is_empty() or self._supply.is_held_back():
             return
-        now = time.monotonic()
-        if now - self._looked >= _LOOK_SECONDS or not self._lanes:
-            self._looked = now
-            for pid in self._crew.newcomers(self._lanes, self._supply.left()):
+        now, left = time.monotonic(), self._supply.left()
+        worth = self._pace.lanes_worth(left, now) if self._batched else math.inf
+        if now - self._looked >= _LOOK_SECONDS or not self._lanes or worth > self._worth:
+            self._looked, self._worth = now, worth
+            wanted = max(1, min(math.inf if left is None else left, worth - len(self._lanes)))
+            for pid in self._crew.newcomers(self._lanes, wanted):
                 self._open_lane(pid)
         working = {DRIVER, *self._process.membership.workers()}
         for pid in sorted(self._hungry):

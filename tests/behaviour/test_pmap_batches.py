@@ -12,6 +12,7 @@ import pytest
 
 import hybriddist as hd
 from hybriddist.batches import BUDGET_SECONDS, Packed, run_batch
+from hybriddist.testing.clusters import memory_cluster
 
 pytestmark = [
     pytest.mark.leaks_by_module,
@@ -146,3 +147,16 @@ def test_what_may_not_come_back_is_pickled_by_itself(cluster: list[int]) -> None
     report = run_batch(lambda x: x, [1, "a", Fragile(False), [1, 2], [Fragile(True)]], several=False)
     assert [type(value) is Packed for value in report.values] == [False, False, True, False, True]
     assert report.packed == [2, 4]
+
+
+def test_items_that_wait_go_to_all_of_many_workers(transport: str) -> None:
+    """A map begins with a few of them, since tiny items are done before the others are awake."""
+    if transport != "memory":
+        pytest.skip("which workers a map asks does not depend on how they are reached")
+
+    def wait_a_little(_: int) -> int:
+        time.sleep(0.02)
+        return hd.myid()
+
+    with memory_cluster(12) as inside:
+        assert set(hd.pmap(wait_a_little, range(200), batch_size="auto")) == set(inside.pids)
