@@ -13,6 +13,8 @@ from hybriddist.deadline import Deadline
 
 if TYPE_CHECKING:
     from hybriddist.future import Future
+    from hybriddist.runtime.completion import Completion
+    from hybriddist.runtime.process import Process
 
 F = TypeVar("F", bound="Future")
 T = TypeVar("T")
@@ -74,6 +76,18 @@ def until_ended(future: Future) -> Generator[Any, None, None]:
 
     future.add_done_callback(wake)
     yield from ended
+
+
+def run_after(process: Process, end: Completion, run: Callable[[], None]) -> None:
+    """Run something on a thread of the library when ``end`` has come."""
+
+    def ended(_: Completion) -> None:
+        # Not here: this thread receives, and must neither unpickle nor run what users wrote.
+        process.start()
+        process.executor.submit(run)
+
+    end.add_callback(ended)
+    process.start()
 
 
 def run_callback(function: Callable[[T], Any], future: T) -> None:

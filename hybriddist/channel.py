@@ -21,6 +21,7 @@ from hybriddist.core.messages import MAY_CREATE, ChannelOperation, Outcome
 from hybriddist.deadline import NEVER, Deadline
 from hybriddist.errors import HybridDistError, InvalidStateException, RemoteException
 from hybriddist.ids import RRID, as_pid
+from hybriddist.reference import Reference
 from hybriddist.runtime.channels import Channel, check_item
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.context import this_process
@@ -42,7 +43,7 @@ _TAKE: Final = int(ChannelOperation.TAKE)
 _VALUE: Final = int(Outcome.VALUE)
 
 
-class RemoteChannel:
+class RemoteChannel(Reference):
     """A handle to a channel on some process.
 
     Args:
@@ -72,7 +73,7 @@ class RemoteChannel:
     Source: Julia's Distributed, ``RemoteChannel``.
     """
 
-    __slots__ = ("__weakref__", "_dead", "_flags", "_process", "_rrid", "_under_way", "type", "where")
+    __slots__ = ("_dead", "_flags", "_under_way", "type")
 
     def __init__(self, factory_or_pid: Callable[[], Any] | int | None = None, pid: int | None = None) -> None:
         factory = factory_or_pid if callable(factory_or_pid) else None
@@ -335,22 +336,9 @@ class RemoteChannel:
                 self._process.cancel_call(peer, completion)
             self._process.references.released(self._rrid)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemoteChannel) and other._rrid == self._rrid
-
-    def __hash__(self) -> int:
-        return hash(self._rrid)
-
     def __repr__(self) -> str:
         kind = "" if self.type is object else f", type={self.type.__name__}"
         return f"RemoteChannel(where={self.where}, whence={self._rrid.whence}, id={self._rrid.id}{kind})"
-
-    def __copy__(self) -> RemoteChannel:
-        return self
-
-    def __deepcopy__(self, _: dict[int, Any]) -> RemoteChannel:
-        """A reference has no parts: its copy is itself."""
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process of the cluster goes the reference; elsewhere a dead one."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
-from hybriddist.awaiting import run_callback, until_ended
+from hybriddist.awaiting import run_after, run_callback, until_ended
 from hybriddist.core.messages import Mode, Operation, Outcome
 from hybriddist.deadline import Deadline
 from hybriddist.errors import HybridDistError, InvalidStateException, ProcessExitedException, RemoteException
 from hybriddist.ids import RRID, as_pid
+from hybriddist.reference import Reference
 from hybriddist.runtime.asking import LOST
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.current import current
@@ -31,7 +33,7 @@ _Source = tuple[Completion, Peer | None]
 _DEAD: Final = RRID(0, 0)
 
 
-class Future:
+class Future(Reference):
     """A write-once reference to a value on some process.
 
     Args:
@@ -45,7 +47,7 @@ class Future:
     Source: Julia's Distributed, ``Future``.
     """
 
-    __slots__ = ("__weakref__", "_lock", "_outcome", "_process", "_request", "_rrid", "_value", "_waiting", "where")
+    __slots__ = ("_asking", "_lock", "_outcome", "_release_due", "_request", "_value", "_waiting")
 
     def __init__(self, pid: int | None = None) -> None:
         process = current()
@@ -67,6 +69,9 @@ class Future:
         """The one request that fetches the value, once somebody wants it."""
         self._waiting: _Source | None = None
         """The one request that waits for the end without fetching the value."""
+        self._asking = 0
+        """How many other requests are under way: until they are answered the holder must not forget the reference."""
+        self._release_due = False
         self._outcome: int | None = None
         """None until the end is known here; then `Outcome`, or LOST with the exception to raise."""
         self._value: Any = None
@@ -134,10 +139,8 @@ class Future:
         for source in (self._request, self._waiting):
             if source is not None and source[0].done:
                 return True
-        peer = self._peer()
-        completion = process.start_request(peer, Operation.IS_READY, self._rrid)
-        process.wait(completion, peer)
-        return bool(process.value_of(completion, peer))
+        with self._claimed() as unknown:
+            return not unknown or bool(self._ask(Operation.IS_READY))
 
     def put(self, value: Any) -> Future:
         """Give the future its value; the future itself.
@@ -148,25 +151,21 @@ class Future:
             ProcessExitedException: the process that was to hold the value is gone.
         """
         process = self._process
-        if self._outcome == LOST:
-            self._result()
-        if self._outcome is not None:
-            raise InvalidStateException(f"Future can be set only once: {self!r} already has its value")
-        if self.where == process.pid:
-            process.store.put(self._rrid, value)
-            return self
-        peer = self._peer()
-        completion = process.start_request(peer, Operation.PUT, self._rrid, *process.encode((value,), peer.pid))
-        process.wait(completion, peer)
-        try:
-            process.value_of(completion, peer)
-        except RemoteException as error:
-            if isinstance(error.captured.ex, InvalidStateException):
-                raise error.captured.ex from None
-            raise
-        with self._lock:
-            if self._outcome is None:
-                self._remember(Outcome.VALUE, value)
+        with self._claimed() as unknown:
+            if self._outcome == LOST:
+                self._result()
+            if not unknown:
+                raise InvalidStateException(f"Future can be set only once: {self!r} already has its value")
+            if self.where == process.pid:
+                process.store.put(self._rrid, value)
+                return self
+            try:
+                self._ask(Operation.PUT, (value,))
+            except RemoteException as error:
+                if isinstance(error.captured.ex, InvalidStateException):
+                    raise error.captured.ex from None
+                raise
+            self._adopt(Outcome.VALUE, value)
         return self
 
     def __getitem__(self, index: Any) -> Any:
@@ -184,21 +183,16 @@ class Future:
         Returns:
             False if there is a value or an error already, or the holder is gone.
         """
-        if self._outcome is None:
-            process = self._process
-            try:
-                if self.where == process.pid:
-                    cancelled = cancel_reference(process, self._rrid)
-                else:
-                    peer = self._peer()
-                    completion = process.start_request(peer, Operation.CANCEL, self._rrid)
-                    process.wait(completion, peer)
-                    cancelled = bool(process.value_of(completion, peer))
-            except ProcessExitedException:
-                return False
-            if not cancelled:
-                return False
-            self._adopt(Outcome.CANCELLED, None)
+        with self._claimed() as unknown:
+            if unknown:
+                process = self._process
+                try:
+                    is_own = self.where == process.pid
+                    done = cancel_reference(process, self._rrid) if is_own else self._ask(Operation.CANCEL)
+                except ProcessExitedException:
+                    done = False
+                if done:
+                    self._adopt(Outcome.CANCELLED, None)
         return self._outcome == Outcome.CANCELLED
 
     # ---- callbacks --------------------------------------------------------------------------------------------
@@ -212,19 +206,12 @@ class Future:
         if source is None:
             run_callback(function, self)
             return
-        process = self._process
 
         def run() -> None:
             self._finish(source)
             run_callback(function, self)
 
-        def ended(_: Completion) -> None:
-            # Not here: this thread receives, and must neither unpickle nor run what users wrote.
-            process.start()
-            process.executor.submit(run)
-
-        source[0].add_callback(ended)
-        process.start()
+        run_after(self._process, source[0], run)
 
     def __await__(self) -> Generator[Any, None, Any]:
         """``await future``: its value, without blocking the event loop."""
@@ -239,6 +226,33 @@ class Future:
         peer = self._process.peer(self.where)
         self._process.references.tell(self.where)
         return peer
+
+    @contextmanager
+    def _claimed(self) -> Iterator[bool]:
+        """Keep the claim for the time of a request, whoever learns the end meanwhile; False: the end is known.
+
+        A request that comes after its claim is gone would make the reference anew, and nobody would ever release that.
+        """
+        with self._lock:
+            unknown = self._outcome is None
+            self._asking += unknown
+        try:
+            yield unknown
+        finally:
+            if unknown:
+                with self._lock:
+                    self._asking -= 1
+                    due = self._release_due and not self._asking
+                    self._release_due &= not due
+                if due:
+                    self._process.references.released(self._rrid)
+
+    def _ask(self, operation: Operation, content: tuple[Any, ...] | None = None) -> Any:
+        process, peer = self._process, self._peer()
+        pickled = () if content is None else process.encode(content, peer.pid)
+        completion = process.start_request(peer, operation, self._rrid, *pickled)
+        process.wait(completion, peer)
+        return process.value_of(completion, peer)
 
     def _begin(self) -> _Source | None:
         """See that the end is under way to us; None if it is known already."""
@@ -299,7 +313,9 @@ class Future:
         self._value = value
         self._outcome = outcome  # last: who sees it may read the value without the lock
         self._request = self._waiting = None
-        if release:
+        if self._asking:
+            self._release_due |= release
+        elif release:
             self._process.references.released(self._rrid)
 
     def _result(self) -> Any:
@@ -333,22 +349,9 @@ class Future:
 
     # ---- identity ---------------------------------------------------------------------------------------------
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Future) and other._rrid == self._rrid
-
-    def __hash__(self) -> int:
-        return hash(self._rrid)
-
     def __repr__(self) -> str:
         state = "" if self._outcome is None else ", cancelled" if self._outcome == Outcome.CANCELLED else ", fetched"
         return f"Future(where={self.where}, whence={self._rrid.whence}, id={self._rrid.id}{state})"
-
-    def __copy__(self) -> Future:
-        return self
-
-    def __deepcopy__(self, _: dict[int, Any]) -> Future:
-        """A reference has no parts: its copy is itself. Without this, copying would go through `__reduce__`."""
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process of the cluster goes the reference, with its value if it is known; elsewhere a dead one."""

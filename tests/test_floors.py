@@ -25,6 +25,7 @@ FLOORS = [
     {"managers", "cluster", "listing", "events"},
     {
         "future",
+        "reference",
         "channel",
         "handles",
         "awaiting",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import threading
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,34 @@ def test_of_many_puts_at_once_one_succeeds(where: int, cluster: list[int]) -> No
         won = [i for i, each in enumerate(tries) if each.fetch()]
         assert len(won) == 1
         assert future.fetch() == won[0]
+
+
+def test_puts_of_several_threads_that_race_leave_nothing(where: int, cluster: list[int]) -> None:
+    """The first to succeed gives up the claim; what is still under way must not make the reference anew."""
+    before = set(hd.live_references(where))
+
+    def put(future: hd.Future, value: int, succeeded: list[int]) -> None:
+        try:
+            future.put(value)
+            succeeded.append(value)
+        except hd.InvalidStateException:
+            pass
+
+    for _ in range(60):
+        future = hd.Future(where)
+        succeeded: list[int] = []
+        racers = [threading.Thread(target=put, args=(future, value, succeeded)) for value in range(3)]
+        racers += [threading.Thread(target=action) for action in (future.isready, future.cancel)]
+        for racer in racers:
+            racer.start()
+        for racer in racers:
+            racer.join(10)
+        try:
+            assert [future.fetch(timeout=10)] == succeeded
+        except CancelledError:
+            assert not succeeded
+        del future, racers
+    poll_for(lambda: set(hd.live_references(where)) <= before)
 
 
 def test_an_unpicklable_put_leaves_the_future_unset(cluster: list[int]) -> None:
