@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import operator
 import secrets
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -17,8 +18,8 @@ from typing import Any, Final
 
 from hybriddist import limits
 from hybriddist.deadline import Deadline
-from hybriddist.errors import ClusterError, CompositeException, LaunchTimeout, NotDriverError
-from hybriddist.ids import DRIVER
+from hybriddist.errors import ClusterError, CompositeException, HybridDistError, LaunchTimeout, NotDriverError
+from hybriddist.ids import DRIVER, as_pid
 from hybriddist.managers.base import ClusterManager, reject_unknown_keywords
 from hybriddist.managers.driver import Cluster
 from hybriddist.managers.interrupting import interrupt_workers
@@ -44,10 +45,22 @@ def cluster_of(process: Process) -> Cluster:
         raise NotDriverError
     if process.owner is None:
         process.owner = cluster = Cluster(process)
-        cluster.at_exit = partial(shut_down, cluster)
+        cluster.at_exit = partial(_leave, cluster)
         atexit.register(cluster.at_exit)
     owner: Cluster = process.owner
     return owner
+
+
+def _leave(cluster: Cluster) -> None:
+    """The interpreter ends. Threads that wait now are daemons, which nobody waits for; what they hear is no news."""
+    show = threading.excepthook
+
+    def show_others(failure: threading.ExceptHookArgs) -> None:
+        if not issubclass(failure.exc_type, HybridDistError | CompositeException):
+            show(failure)
+
+    threading.excepthook = show_others
+    shut_down(cluster)
 
 
 # ---- adding and removing ------------------------------------------------------------------------------------------
@@ -207,7 +220,7 @@ def rmprocs(*pids: Any, waitfor: float | None = None) -> Removal:
     process = current()
     if process.pid != DRIVER:
         raise NotDriverError
-    wanted = list(_flatten(pids))
+    wanted = list(_flatten(pids, "rmprocs"))
     Deadline(waitfor)  # raises if it is no number
     if DRIVER in wanted:
         warnings.warn("process 1 not removed", RuntimeWarning, stacklevel=2)
@@ -216,14 +229,14 @@ def rmprocs(*pids: Any, waitfor: float | None = None) -> Removal:
     return removal if waitfor == 0 else removal.wait(waitfor)
 
 
-def _flatten(pids: Iterable[Any]) -> Iterator[int]:
+def _flatten(pids: Iterable[Any], taker: str) -> Iterator[int]:
     for pid in pids:
         if isinstance(pid, str) or (not isinstance(pid, Iterable) and not hasattr(type(pid), "__index__")):
-            raise TypeError(f"rmprocs takes pids and lists of pids, not {pid!r}")
+            raise TypeError(f"{taker} takes pids and lists of pids, not {pid!r}")
         if isinstance(pid, Iterable):
-            yield from _flatten(pid)
+            yield from _flatten(pid, taker)
         else:
-            yield int(pid)
+            yield as_pid(pid)
 
 
 def interrupt(*pids: Any) -> None:
@@ -252,14 +265,15 @@ def interrupt(*pids: Any) -> None:
     process = current()
     if process.pid != DRIVER:
         raise NotDriverError("Only process 1 can interrupt workers")
-    cluster = cluster_of(process)
     # Named by the user: also an empty list is a list. Without a name: all.
-    wanted = list(_flatten(pids)) if pids else [pid for pid in process.membership.workers() if pid != DRIVER]
+    wanted = (
+        list(_flatten(pids, "interrupt")) if pids else [pid for pid in process.membership.workers() if pid != DRIVER]
+    )
     for pid in wanted:
         if pid == DRIVER:
             raise ClusterError("process 1 is not a worker: it cannot be interrupted from here")
         process.membership.require(pid)
-    interrupt_workers(cluster, wanted)
+    interrupt_workers(cluster_of(process), wanted)
 
 
 def cluster_cookie(cookie: str | None = None) -> str:

@@ -61,6 +61,11 @@ def _rebuild(cls: type[BaseException], args: tuple[Any, ...], fields: dict[str, 
     return error
 
 
+def _others(error: BaseException, *fields: str) -> dict[str, Any] | None:
+    """What is attached to an exception besides its fields: notes, the index of a map's item, the user's own."""
+    return {name: value for name, value in error.__dict__.items() if name not in fields} or None
+
+
 class _FieldError(HybridDistError):
     """An exception made of fields: keeps them through pickling, whatever the signature of ``__init__``."""
 
@@ -84,7 +89,7 @@ class RemoteException(_FieldError):
         self.__cause__ = captured.ex
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.pid, self.captured))
+        return (type(self), (self.pid, self.captured), _others(self, "pid", "captured"))
 
     def __str__(self) -> str:
         return f"On worker {self.pid}:\n{self.captured}"
@@ -245,7 +250,7 @@ class ConnectError(TransportError):
         self.address = address
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (str(self), self.address))
+        return (type(self), (str(self), self.address), _others(self, "address"))
 
 
 class TransportClosed(TransportError):
@@ -305,7 +310,7 @@ class CompositeException(ExceptionGroup[Exception]):
         return CompositeException(self.message, excs, self.pids)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.message, list(self.exceptions), self.pids))
+        return (type(self), (self.message, list(self.exceptions), self.pids), _others(self, "pids"))
 
     def __iter__(self) -> Any:
         return iter(self.exceptions)

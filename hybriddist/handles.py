@@ -45,8 +45,12 @@ def fetch(x: Any, *args: Any, timeout: float | None = None) -> Any:
 def wait(x: Any, *args: Any, timeout: float | None = None) -> Any:
     """Wait for a reference or any other waitable; returns it.
 
+    Raises:
+        TypeError: ``x`` is nothing that one can wait for.
+
     Source: Julia's ``wait``.
     """
+    _check_has(x, "wait")
     x.wait(*args, timeout=timeout) if args or timeout is not None else x.wait()
     return x
 
@@ -54,8 +58,12 @@ def wait(x: Any, *args: Any, timeout: float | None = None) -> Any:
 def put(x: Any, *values: Any, timeout: float | None = None) -> Any:
     """Give a future its value, or add an item to a channel; returns it.
 
+    Raises:
+        TypeError: ``x`` is nothing that takes a value.
+
     Source: Julia's ``put!``.
     """
+    _check_has(x, "put")
     x.put(*values) if timeout is None else x.put(*values, timeout=timeout)
     return x
 
@@ -75,8 +83,12 @@ def take(x: Any, *args: Any, timeout: float | None = None) -> Any:
 def isready(x: Any, *args: Any) -> bool:
     """Whether a future has a value, or a channel an item.
 
+    Raises:
+        TypeError: ``x`` is neither.
+
     Source: Julia's ``isready``.
     """
+    _check_has(x, "isready")
     return bool(x.isready(*args))
 
 
@@ -195,6 +207,11 @@ def _reference(x: Any) -> Any:
     if not hasattr(x, "_rrid"):
         raise TypeError(f"this takes a reference, such as a Future, not {type(x).__name__}")
     return x
+
+
+def _check_has(x: Any, verb: str) -> None:
+    if not hasattr(x, verb):
+        raise TypeError(f"{verb} takes a reference or a channel, not {type(x).__name__}")
 
 
 def _check_channel(x: Any, verb: str) -> None:

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from hybriddist.core.exits import ExitReason
 from hybriddist.errors import InternalError, NoSuchProcessError, TopologyError
-from hybriddist.ids import DRIVER
+from hybriddist.ids import DRIVER, as_pid
 
 
 class State(StrEnum):
@@ -285,8 +285,7 @@ class Membership:
             ProcessExitedException: the process is gone.
             NoSuchProcessError: it never was; the text tells which processes there are.
         """
-        if not isinstance(pid, int) or isinstance(pid, bool):
-            raise TypeError(f"a pid is an integer, not {type(pid).__name__}")
+        pid = as_pid(pid)
         member = self._members.get(pid)
         if member is not None:
             return member

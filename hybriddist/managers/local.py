@@ -259,6 +259,8 @@ class _Start:
             self._finish()
         except TemplateDied as error:
             raise LaunchError(f"{COMMAND_ENDED} ({error.message})", stderr_tail=error.stderr_tail) from error
+        except LaunchError:  # first: the one that says the time is over is an OSError too
+            raise
         except OSError as error:
             raise LaunchError(f"a worker cannot be started: {error}") from error
         self.config.ospid = self.config.process.ospid

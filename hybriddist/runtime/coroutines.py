@@ -36,13 +36,19 @@ class Running:
         kept: whether its value is kept under a reference, so that others than its asker may want it.
     """
 
-    __slots__ = ("_loop", "_task", "end", "kept")
+    __slots__ = ("_interrupted", "_loop", "_task", "end", "kept")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, kept: bool) -> None:
         self._loop = loop
         self._task: asyncio.Task[Any] | None = None
+        self._interrupted = False
         self.end = Completion()
         self.kept = kept
+
+    def interrupt(self) -> None:
+        """`cancel` by a Ctrl-C: its end is a KeyboardInterrupt, as that of plain code."""
+        self._interrupted = True
+        self.cancel()
 
     def cancel(self) -> None:
         """Raise asyncio's CancelledError where it awaits. Never blocks, and may be called by a signal handler.
@@ -87,7 +93,8 @@ class Running:
         from concurrent.futures import CancelledError  # 3 ms; few need it
 
         if not self.end.done:
-            self.end.complete(Outcome.ERROR, CancelledError())
+            error = KeyboardInterrupt() if self._interrupted else CancelledError()
+            self.end.complete(Outcome.ERROR, error)
 
 
 class Tasks:
@@ -190,10 +197,10 @@ class Coroutines:
             raise running.end.content
         return running.end.content
 
-    def cancel_all(self) -> None:
-        """Cancel what is under way. Never blocks, and may be called by a signal handler."""
+    def interrupt_all(self) -> None:
+        """Interrupt what is under way. Never blocks, and may be called by a signal handler."""
         for running in self._under_way.copy():
-            running.cancel()
+            running.interrupt()
 
     def close(self) -> None:
         """Cancel what is under way and end the thread."""

@@ -288,7 +288,7 @@ class Process(Asking):
 
     def _interrupt_threads(self) -> None:
         self.executor.interrupt_threads()
-        self.coroutines.cancel_all()
+        self.coroutines.interrupt_all()
 
     def pause(self, seconds: float) -> None:
         """Let the other side work."""

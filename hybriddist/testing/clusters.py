@@ -17,6 +17,7 @@ ends the test, and a thread that a call starts by itself works for the driver. E
 
 from __future__ import annotations
 
+import atexit
 import contextvars
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -158,6 +159,8 @@ class MemoryCluster:
         """End everything."""
         processes = [*self.workers.values(), self.driver]
         self.workers.clear()
+        if self.driver.owner is not None:  # a test has asked it to remove somebody, say
+            atexit.unregister(self.driver.owner.at_exit)
         for process in processes:
             process.leaving.set()  # first all: none is to mourn another
         for process in processes:

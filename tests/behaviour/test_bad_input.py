@@ -66,6 +66,23 @@ def test_integers_of_every_kind_are_pids(number: Any, cluster: list[int]) -> Non
     assert type(hd.Future(pid).where) is int
     assert hd.remotecall(hd.myid, number(1)).fetch() == 1
     assert hd.live_references(pid) == []
+    assert hd.path_to(pid) == hd.path_to(cluster[0])
+    assert hd.procs(pid) == hd.procs_on_node(pid) == hd.procs()
+    assert hd.get_status(pid) is None
+
+
+@pytest.mark.parametrize("verb", ["wait", "isready", "put", "take", "close", "isopen", "finalize"])
+def test_verbs_name_what_they_cannot_take(verb: str) -> None:
+    with pytest.raises(TypeError, match=r"takes .*, not int"):
+        getattr(hd, verb)(*((5, 1) if verb == "put" else (5,)))
+
+
+@pytest.mark.parametrize("verb", ["rmprocs", "interrupt"])
+@pytest.mark.parametrize("pid", ["2", 2.0, None, True])
+def test_who_takes_pids_says_so(verb: str, pid: Any, cluster: list[int]) -> None:
+    with pytest.raises(TypeError, match=f"{verb} takes pids|a pid is an integer"):
+        getattr(hd, verb)(pid)
+    assert hd.workers() == cluster
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -219,6 +219,32 @@ def test_remote_exceptions_survive_pickling(cluster: list[int]) -> None:
     assert str(back) == str(caught.value)
 
 
+def test_what_is_attached_to_an_exception_stays_with_it(cluster: list[int]) -> None:
+    """Notes, the index of a map's item, and what users attach: through pickling, and on the way from a worker."""
+
+    def invert(x: int) -> float:
+        return 1 / x
+
+    def fail_on_worker() -> tuple[Any, Any]:
+        try:
+            hd.pmap(invert, [1, 0])
+        except hd.RemoteException as error:
+            return error.index, error
+        raise AssertionError
+
+    assert (lambda index, error: (index, error.index))(*hd.remotecall_fetch(fail_on_worker, cluster[0])) == (1, 1)
+    errors: list[Exception] = [hd.ConnectError("no way", "host:1")]
+    with pytest.raises(hd.RemoteException) as one:
+        hd.remotecall_fetch(invert, cluster[0], 0)
+    with pytest.raises(hd.CompositeException) as several:
+        hd.remotecall_all(invert, 0)
+    for error in [*errors, one.value, several.value]:
+        error.add_note("a note")
+        error.mine = 5  # type: ignore[attr-defined]
+        again = pickle.loads(pickle.dumps(error))
+        assert (str(again), again.__notes__, again.mine) == (str(error), ["a note"], 5)
+
+
 def test_nested_failures_name_every_process_on_the_way(cluster: list[int]) -> None:
     a, b, c = cluster
 

@@ -204,11 +204,11 @@ def test_run_that_is_interrupted_cancels(coroutines: Coroutines, monkeypatch: py
     poll_for(lambda: not coroutines._under_way)
 
 
-def test_all_are_cancelled(coroutines: Coroutines) -> None:
+def test_all_are_interrupted(coroutines: Coroutines) -> None:
     under_way = [coroutines.start(asyncio.sleep(60)) for _ in range(5)]
-    coroutines.cancel_all()
+    coroutines.interrupt_all()
     for running in under_way:
-        with pytest.raises(CancelledError):
+        with pytest.raises(KeyboardInterrupt):
             result(running)
 
 
