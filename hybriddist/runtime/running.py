@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from time import perf_counter_ns
@@ -28,6 +28,7 @@ from hybriddist.core.messages import MOST_NANOSECONDS, Call, Mode, Outcome, Star
 from hybriddist.errors import RemoteProtocolError, TransportError
 from hybriddist.ids import RRID
 from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.context import this_process
 from hybriddist.runtime.copies import end_copy
 from hybriddist.runtime.execution import call_in_user_code
 from hybriddist.runtime.replies import reply
@@ -44,6 +45,9 @@ Errand = tuple["Peer | None", int, int, int]
 """What a thread is at: whose call, its call id, and its reference (whence, id); None, 0: a call of our own."""
 
 _NO_KEYWORDS: Final[dict[str, Any]] = {}
+
+_REVIVAL: Final = b"revive"
+"""Part of the names of all functions that make handles of references; in a body without it there are none."""
 
 _KEPT: Final = (int(Mode.STORE), int(Mode.WAIT))
 """The modes of calls whose value is kept under a reference."""
@@ -98,7 +102,10 @@ def _end_task(task: Future[Any], _: object) -> None:
 
 def _perform_if_wanted(entry: Completion, call: Call, definition: ReceivedFunction | None) -> Any:
     """Looks only now, when the errand is known: a cancel before this is seen here, a later one finds the errand."""
-    return None if entry.outcome == Outcome.CANCELLED else perform(call, definition)
+    if entry.outcome == Outcome.CANCELLED:
+        _let_go(call)
+        return None
+    return perform(call, definition)
 
 
 def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
@@ -111,10 +118,17 @@ def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
         if not body:
             return function()
         args, kwargs = payload.loads(body, buffers)
+    if call.whence < 0:
+        args = _arguments(call, args)
     if buffers:
         # The message's own hold on large buffers ends here: they live as long as the arguments do.
         cast("list[Buffer]", buffers).clear()
     return function(*args, **kwargs)
+
+
+def _arguments(call: Call, args: tuple[Any, ...]) -> Sequence[Any]:
+    """The arguments of a call, whatever was left out of them."""
+    return this_process().blocks.dress(args, -call.whence, call.id) if call.whence < 0 else args
 
 
 def _finish_coroutine(peer: Peer, call: Call, entry: Completion | None, future: Future[Any]) -> None:
@@ -319,6 +333,7 @@ def drop_or_interrupt(peer: Peer, call_id: int) -> None:
         call = _queued_call(work)
         if call is not None and call.call_id == call_id and work.args[0] is peer and _take_out(process, work):  # type: ignore[attr-defined]
             _finish_call(peer, call, work.args[3], Outcome.CANCELLED, None)  # type: ignore[attr-defined]
+            process.executor.submit(partial(_let_go, call))
             return
     interrupt_errand(process, lambda errand: errand[0] is peer and errand[1] == call_id)
 
@@ -333,9 +348,19 @@ def cancel_reference(process: Process, rrid: RRID) -> bool:
         if call is not None and call.mode in _KEPT and (call.whence, call.id) == rrid:
             if _take_out(process, work):
                 _finish_call(work.args[0], call, work.args[3], Outcome.CANCELLED, None)  # type: ignore[attr-defined]
+                process.executor.submit(partial(_let_go, call))
             break
     interrupt_errand(process, lambda errand: errand[2:] == rrid)
     return True
+
+
+def _let_go(call: Call) -> None:
+    """Give up the references that a dropped call has brought: their claims are ours since they were sent."""
+    if call.whence < 0 or _REVIVAL in bytes(call.body):
+        try:
+            _arguments(call, payload.loads(call.body, call.buffers)[-2])
+        except Exception:
+            pass  # it cannot be unpickled here; nobody is to be told of it any more
 
 
 def interrupt_errand(process: Process, is_meant: Callable[[Errand], bool]) -> None:
