@@ -18,6 +18,7 @@ from benchmarks import (
     many_items,
     references,
     round_trip,
+    shared_arrays,
     table,
 )
 from benchmarks.rounds import Plan, Row
@@ -32,6 +33,7 @@ BENCHMARKS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "distributed": loops.reduction,
     "arrays-shm": large_arrays.over_shm,
     "arrays-tcp": large_arrays.over_tcp,
+    "shared-array": shared_arrays.passing,
     "channels": channels.put_and_take,
     "channels-small": channels.small_items,
     "channels-large": channels.large_items,

@@ -11,6 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from hybriddist.arrays import (
+        SharedArray,
+        share,
+    )
     from hybriddist.asyncmaps import (
         asyncmap,
     )
@@ -193,6 +197,7 @@ __all__ = [
     "RemovalTimeout",
     "SerializationError",
     "SerializeError",
+    "SharedArray",
     "SharedMemoryFull",
     "TopologyError",
     "TransportBroken",
@@ -244,6 +249,7 @@ __all__ = [
     "retry",
     "rmprocs",
     "set_status",
+    "share",
     "shutdown",
     "spawn",
     "spawnat",
@@ -256,6 +262,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "hybriddist.arrays": ("SharedArray", "share"),
     "hybriddist.asyncmaps": ("asyncmap",),
     "hybriddist.calls": (
         "fetchfrom",

@@ -1,12 +1,15 @@
 """Chunks of a loop: how items are cut, what a process does with its chunk, and the calls under way.
 
 Only the chunk itself travels: a slice of what can be sliced (a range stays a range, an array a view), else a list of
-the items. What this module does not know: which process gets which chunk, and what becomes of the values.
+the items. Of a shared array the chunk is a `Portion`: inside the node nothing travels but the handle, and the chunk
+becomes a view of the same memory; another node gets its part by value. What this module does not know: which process
+gets which chunk, and what becomes of the values.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +20,7 @@ from hybriddist.deadline import Deadline
 from hybriddist.errors import HybridDistError
 from hybriddist.future import Future
 from hybriddist.runtime.asking import LOST
+from hybriddist.runtime.blocks import BlockHandle
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.context import this_process
 from hybriddist.runtime.peer import Peer
@@ -26,13 +30,38 @@ _COROUTINE = 0x80
 """The flag of an ``async def`` in its code object (`inspect.CO_COROUTINE`, whose module takes 10 ms to import)."""
 
 
+class Portion:
+    """A part of what travels by reference; where it arrives, it is the part itself."""
+
+    __slots__ = ("_start", "_stop", "_whole")
+
+    def __init__(self, whole: Any, part: range) -> None:
+        self._whole = whole
+        self._start, self._stop = part.start, part.stop
+
+    def take(self) -> Any:
+        """The part, here."""
+        return self._whole[self._start : self._stop]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._whole._goes_by_reference():
+            return operator.getitem, (self._whole, slice(self._start, self._stop))
+        return _same, (self.take(),)
+
+
+def _same(thing: Any) -> Any:
+    return thing
+
+
 def cut(items: Any, part: range) -> Any:
-    """The items at these positions: a slice where ``items`` has slices, else a list.
+    """The items at these positions: a slice where ``items`` has slices, else a list; a `Portion` of what is shared.
 
     What a container that knows only single positions makes of a slice is anybody's guess. So the result counts as a
     slice only if it has the right length; and not if it is a tuple of something that is none, such as the pair that a
     data set of pairs gives.
     """
+    if isinstance(items, BlockHandle):
+        return Portion(items, part)
     try:
         chunk = items[part.start : part.stop]
         if len(chunk) == len(part) and (not isinstance(chunk, tuple) or isinstance(items, tuple)):
@@ -46,6 +75,8 @@ def run_chunk(f: Callable[..., Any], chunk: Any, reduce: Callable[[Any, Any], An
     """One chunk, on the process that has it: fold from the first item, without an identity element."""
     if getattr(getattr(f, "__code__", None), "co_flags", 0) & _COROUTINE:
         f = functools.partial(_awaited, f)
+    if type(chunk) is Portion:  # a process that calls itself passes what it has
+        chunk = chunk.take()
     if chunked:
         value = f(chunk)
         return None if reduce is None else value

@@ -20,12 +20,12 @@ from hybriddist.errors import HybridDistError, InvalidStateException, ProcessExi
 from hybriddist.ids import RRID, as_pid
 from hybriddist.reference import Reference
 from hybriddist.runtime.asking import LOST
+from hybriddist.runtime.cancelling import cancel_reference
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.current import current
 from hybriddist.runtime.inquiry import member
 from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.process import Process
-from hybriddist.runtime.running import cancel_reference
 
 _Source = tuple[Completion, Peer | None]
 """What ends when the value is there, and the peer that tells; None: it is an entry of our own store."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from hybriddist.errors import RemoteException
 from hybriddist.progress import Progress
+from hybriddist.runtime.blocks import BlockHandle
 
 
 class Outcomes:
@@ -166,6 +167,8 @@ def _call_handler(handler: Callable[[BaseException], Any], original: BaseExcepti
 def flat(iterable: Iterable[Any]) -> Iterable[Any]:
     """The items; of an array of several dimensions its elements, in C order."""
     numpy = sys.modules.get("numpy")
+    if isinstance(iterable, BlockHandle):  # a shared array
+        iterable = numpy.asarray(iterable)  # type: ignore[union-attr]
     if numpy is not None and isinstance(iterable, numpy.ndarray) and iterable.ndim != 1:
         return iterable.ravel()  # type: ignore[no-any-return]
     return iterable
@@ -180,7 +183,11 @@ def common_shape(iterables: Sequence[Any]) -> tuple[int, ...] | None:
     numpy = sys.modules.get("numpy")
     if numpy is None:
         return None
-    shapes = [iterable.shape for iterable in iterables if isinstance(iterable, numpy.ndarray)]
+    shapes: list[tuple[int, ...]] = [
+        iterable.shape  # type: ignore[union-attr]
+        for iterable in iterables
+        if isinstance(iterable, numpy.ndarray | BlockHandle)
+    ]
     if not shapes or len(shapes) < len(iterables):
         return None
     if any(shape != shapes[0] for shape in shapes):

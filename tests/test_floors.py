@@ -52,6 +52,8 @@ FLOORS = [
         "folds",
         "running_loop",
         "arrays",
+        "array_files",
+        "array_protocol",
     },
     {"", "__main__", "script", "testing", "pytest_plugin"},
 ]

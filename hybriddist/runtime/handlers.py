@@ -36,10 +36,11 @@ from hybriddist.core.messages import (
 )
 from hybriddist.errors import RemoteProtocolError
 from hybriddist.ids import DRIVER, RRID
+from hybriddist.runtime.cancelling import cancel_reference, drop_or_interrupt
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.execution import call_in_user_code
 from hybriddist.runtime.replies import reply
-from hybriddist.runtime.running import Each, cancel_reference, drop_or_interrupt, run_call
+from hybriddist.runtime.running import Each, run_call
 
 if TYPE_CHECKING:
     from hybriddist.runtime.peer import Peer

@@ -1,13 +1,7 @@
-"""Running calls: unpickle, run, and do with the end what the call's mode says. And stopping one that nobody wants.
+"""Running calls: unpickle, run, and do with the end what the call's mode says.
 
 A call is run by the worker's main thread or by an executor thread, whoever takes it from the queue. While it runs,
-that thread's *errand* says which call it is, so that a cancel finds it and no other::
-
-    Cancel ─► still queued: taken out of the queue, answered CANCELLED
-           ─► the main thread's errand: a signal, which strikes only while that errand is the one it is at
-           ─► an executor thread's errand: an exception at its next bytecode, under a lock that its end takes too
-           ─► a coroutine, which no thread is at: its task is cancelled
-           ─► none of these: it has ended
+that thread's *errand* says which call it is, so that a cancel (``cancelling.py``) finds it and no other.
 
 What this module does not know: how messages arrive (``handlers.py``).
 """
@@ -16,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from time import monotonic, perf_counter_ns
@@ -29,6 +23,7 @@ from hybriddist.core.messages import ANSWERED, MOST_NANOSECONDS, Call, Mode, Out
 from hybriddist.errors import RemoteProtocolError, TransportError
 from hybriddist.ids import RRID
 from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.context import this_process
 from hybriddist.runtime.copies import end_copy
 from hybriddist.runtime.execution import call_in_user_code
 from hybriddist.runtime.replies import reply
@@ -46,7 +41,10 @@ Errand = tuple["Peer | None", int, int, int]
 _DROPPED: Final = object()
 """Instead of the value of a call that nobody wanted any more before it had begun."""
 
-_KEPT: Final = (int(Mode.STORE), int(Mode.WAIT))
+_REVIVAL: Final = b"revive"
+"""Part of the names of all functions that make handles of references; in a body without it there are none."""
+
+KEPT: Final = (int(Mode.STORE), int(Mode.WAIT))
 """The modes of calls whose value is kept under a reference."""
 
 
@@ -78,21 +76,24 @@ def run_call(peer: Peer, call: Call, definition: ReceivedFunction | None, entry:
     except BaseException as error:
         if process.is_copy:
             end_copy(error)
-        _finish_call(peer, call, entry, Outcome.ERROR, captured.capture(error))
+        finish_call(peer, call, entry, Outcome.ERROR, captured.capture(error))
         return
     if process.is_copy:
         end_copy(None)
     if type(value) is CoroutineType:
         _start_coroutine(peer, call, entry, value)
     elif mode & 0x0F:
-        _finish_call(peer, call, entry, Outcome.VALUE, value)
+        finish_call(peer, call, entry, Outcome.VALUE, value)
     else:
         reply(peer, call.call_id, Outcome.VALUE, value, last=True)
 
 
 def _perform_if_wanted(entry: Completion, call: Call, definition: ReceivedFunction | None) -> Any:
     """Looks only now, when the errand is known: a cancel before this is seen here, a later one finds the errand."""
-    return None if entry.outcome == Outcome.CANCELLED else perform(call, definition)
+    if entry.outcome == Outcome.CANCELLED:
+        let_go(call)
+        return None
+    return perform(call, definition)
 
 
 def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
@@ -105,14 +106,30 @@ def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
         if not body:
             return function()
         args, kwargs = payload.loads(body, buffers)
+    if call.whence < 0:
+        args = _arguments(call, args)
     if buffers:
         # The message's own hold on large buffers ends here: they live as long as the arguments do.
         cast("list[Buffer]", buffers).clear()
     return function(*args, **kwargs)
 
 
+def _arguments(call: Call, args: tuple[Any, ...]) -> Sequence[Any]:
+    """The arguments of a call, whatever was left out of them."""
+    return this_process().blocks.dress(args, -call.whence, call.id) if call.whence < 0 else args
+
+
+def let_go(call: Call) -> None:
+    """Give up the references that a dropped call has brought: their claims are ours since they were sent."""
+    if call.whence < 0 or _REVIVAL in bytes(call.body):
+        try:
+            _arguments(call, payload.loads(call.body, call.buffers)[-2])
+        except Exception:
+            pass  # it cannot be unpickled here; nobody is to be told of it any more
+
+
 def _start_coroutine(peer: Peer, call: Call, entry: Completion | None, coroutine: CoroutineType[Any, Any, Any]) -> None:
-    running = peer.process.coroutines.start(coroutine, kept=call.mode in _KEPT)
+    running = peer.process.coroutines.start(coroutine, kept=call.mode in KEPT)
     if entry is not None:
         entry.add_callback(partial(_cancel_with, running))
     if call.mode & ANSWERED:
@@ -128,7 +145,7 @@ def _cancel_with(running: Running, entry: Completion) -> None:
 
 def _finish_coroutine(peer: Peer, call: Call, entry: Completion | None, end: Completion) -> None:
     """Runs on the event loop's thread, which must not be held up by pickling and sending."""
-    peer.process.executor.submit(partial(_finish_ended, partial(_finish_call, peer, call, entry), end))
+    peer.process.executor.submit(partial(_finish_ended, partial(finish_call, peer, call, entry), end))
 
 
 def _finish_ended(finish: Callable[[int, Any], None], end: Completion) -> None:
@@ -138,7 +155,7 @@ def _finish_ended(finish: Callable[[int, Any], None], end: Completion) -> None:
         finish(Outcome.VALUE, end.content)
 
 
-def _finish_call(peer: Peer, call: Call, entry: Completion | None, outcome: int, content: Any) -> None:
+def finish_call(peer: Peer, call: Call, entry: Completion | None, outcome: int, content: Any) -> None:
     mode = call.mode
     if mode == Mode.FETCH:
         reply(peer, call.call_id, outcome, content, last=True)
@@ -340,59 +357,3 @@ def _announce(peer: Peer, call_id: int) -> None:
         peer.send(Started(call_id))
     except TransportError:
         pass  # whoever asked is gone
-
-
-# ---- cancelling -------------------------------------------------------------------------------------------------
-
-
-def drop_or_interrupt(peer: Peer, call_id: int) -> None:
-    """Somebody wants no answer to a call any more. May take milliseconds."""
-    process = peer.process
-    for each in list(peer.each):
-        each.drop(call_id)
-    for work in list(process.executor.queue):
-        call = _queued_call(work)
-        if call is not None and call.call_id == call_id and work.args[0] is peer and _take_out(process, work):  # type: ignore[attr-defined]
-            _finish_call(peer, call, work.args[3], Outcome.CANCELLED, None)  # type: ignore[attr-defined]
-            return
-    if not peer.tasks.cancel(call_id):
-        interrupt_errand(process, lambda errand: errand[0] is peer and errand[1] == call_id)
-
-
-def cancel_reference(process: Process, rrid: RRID) -> bool:
-    """End a reference that has no value yet: its call is dropped or interrupted; whether it had none."""
-    if not process.store.cancel(rrid):
-        entry = process.store.peek(rrid)
-        return entry is not None and entry.outcome == Outcome.CANCELLED
-    for work in list(process.executor.queue):
-        call = _queued_call(work)
-        if call is not None and call.mode in _KEPT and (call.whence, call.id) == rrid:
-            if _take_out(process, work):
-                _finish_call(work.args[0], call, work.args[3], Outcome.CANCELLED, None)  # type: ignore[attr-defined]
-            break
-    interrupt_errand(process, lambda errand: errand[2:] == rrid)
-    return True
-
-
-def interrupt_errand(process: Process, is_meant: Callable[[Errand], bool]) -> None:
-    """Interrupt the thread whose errand is meant, if there is one, and nothing that it does afterwards."""
-    errand = process.receiver.errand
-    if errand is not None and is_meant(errand):
-        process.guard.strike(lambda: process.receiver.errand is errand)
-    else:
-        process.executor.interrupt_one(is_meant)
-
-
-def _queued_call(work: Callable[[], None]) -> Call | None:
-    if isinstance(work, partial) and work.func is run_call:
-        call: Call = work.args[1]
-        return call
-    return None
-
-
-def _take_out(process: Process, work: Callable[[], None]) -> bool:
-    try:
-        process.executor.queue.remove(work)
-    except ValueError:
-        return False  # somebody has just taken it to run it
-    return True

@@ -290,7 +290,7 @@ def test_remotecall_wait_of_a_cancelled_call(cluster: list[int]) -> None:
     thread.start()
     poll_for(lambda: begun(pid, "a began"))
     rrid = next(rrid for rrid in hd.live_references(pid) if rrid.whence == 1)
-    from hybriddist.runtime.running import cancel_reference
+    from hybriddist.runtime.cancelling import cancel_reference
 
     hd.remotecall_fetch(lambda: cancel_reference(current(), rrid), pid)
     thread.join(10)

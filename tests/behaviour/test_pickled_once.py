@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,11 +26,11 @@ def pickled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     dumps = payload.dumps
 
-    def noting(value: Any, labels: Sequence[str] = ()) -> Any:
+    def noting(value: Any, *others: Any) -> Any:
         for part in value if type(value) is tuple else (value,):
             if callable(part):
                 found.append(part)
-        return dumps(value, labels)
+        return dumps(value, *others)
 
     monkeypatch.setattr(payload, "dumps", noting)
     return found

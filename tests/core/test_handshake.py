@@ -105,8 +105,8 @@ def test_the_wire_format_stays_as_it_is() -> None:
     """Worked out here from the description, without the module's own helpers."""
     hello, answer, proof, accepted = pair().messages
     key = hashlib.sha256(COOKIE.encode()).digest()
-    expected_hello = b"\x93HYBRID\n" + b"\x02\x00" + bytes([3, 11]) + b"CONN" + A
-    expected_answer = b"\x93HYBRID\n" + b"\x02\x00" + bytes([3, 11]) + b"ACPT" + B
+    expected_hello = b"\x93HYBRID\n" + b"\x03\x00" + bytes([3, 11]) + b"CONN" + A
+    expected_answer = b"\x93HYBRID\n" + b"\x03\x00" + bytes([3, 11]) + b"ACPT" + B
     both = expected_hello + expected_answer
     assert hello == expected_hello
     assert answer == expected_answer + hmac.new(key, b"hybriddist proof ACPT" + both, hashlib.sha256).digest()
@@ -411,7 +411,7 @@ def test_python_versions_differ(ours: tuple[int, int], theirs: tuple[int, int], 
 
 def test_protocol_versions_differ() -> None:
     def newer(index: int, data: bytes) -> bytes:
-        return data[:8] + b"\x02\x01" + data[10:] if index == 0 else data
+        return data[:8] + b"\x03\x01" + data[10:] if index == 0 else data
 
     mismatch = pair(change=newer)
     error = mismatch.errors[Role.ACCEPTOR]

@@ -205,3 +205,37 @@ def test_array_larger_than_a_containers_shared_memory(run: Run) -> None:
     """,
     )
     assert "RuntimeWarning" not in output
+
+
+def test_a_shared_array_that_has_no_room(run: Run) -> None:
+    """An error before anything is taken; one that fits works, and its pages are there when somebody else fills up."""
+    run(
+        16,
+        """
+    pids = hd.addprocs(2)
+    before = free()
+    try:
+        hd.SharedArray(20 * MIB, np.uint8)
+    except hd.SharedMemoryFull as error:
+        assert "no shared memory for 20.0 MiB: the shared-memory file system has 16 MiB" in str(error), error
+    else:
+        raise AssertionError("no failure")
+    assert free() == before
+    s = hd.SharedArray(4 * MIB, np.uint8)
+    fill()
+    s[:] = 1
+    assert [hd.remotecall_fetch(np.sum, pid, s) for pid in pids] == [4 * MIB] * 2
+    try:
+        hd.remotecall_fetch(lambda: hd.SharedArray(1 << 20), pids[0])
+    except hd.RemoteException as error:
+        assert isinstance(error.__cause__, hd.SharedMemoryFull), error
+    else:
+        raise AssertionError("no failure")
+    del s
+    os.unlink("/dev/shm/filler")
+    until(lambda: free() > 10 * MIB)
+    hd.shutdown()
+    assert os.listdir("/dev/shm") == []
+    print("right")
+    """,
+    )
