@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from hybriddist.awaiting import (
         as_completed,
     )
+    from hybriddist.broadcasts import (
+        Broadcast,
+        broadcast,
+    )
     from hybriddist.caching_pool import (
         CachingPool,
     )
@@ -161,6 +165,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AbstractWorkerPool",
     "AuthenticationError",
+    "Broadcast",
     "CachingPool",
     "CapturedException",
     "Channel",
@@ -204,6 +209,7 @@ __all__ = [
     "addprocs",
     "as_completed",
     "asyncmap",
+    "broadcast",
     "channel_from_id",
     "clear",
     "close",
@@ -355,6 +361,7 @@ _HOMES: Final = {
     ),
     "hybriddist.managers.local": ("LocalManager",),
     "hybriddist.maps": ("imap", "imap_unordered", "pmap"),
+    "hybriddist.broadcasts": ("Broadcast", "broadcast"),
     "hybriddist.caching_pool": ("CachingPool",),
     "hybriddist.pools": (
         "AbstractWorkerPool",

@@ -49,6 +49,8 @@ FLOORS = [
         "chunks",
         "folds",
         "running_loop",
+        "broadcasts",
+        "placing",
         "arrays",
     },
     {"", "__main__", "script", "testing", "pytest_plugin"},

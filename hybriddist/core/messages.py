@@ -114,7 +114,8 @@ class Call(Record):
 
     ``function_key``: 0, then the body is the pickle of ``(function, args, kwargs)``; else the key of an earlier
     `Define` on this connection, and the body is the pickle of ``(args, kwargs)`` or, empty, of no arguments.
-    ``whence`` and ``id``: the reference that keeps the value (modes STORE and WAIT).
+    ``whence`` and ``id``: the reference that keeps the value (modes STORE and WAIT). In mode FETCH a negative
+    ``whence``, minus a sum of bits, says which arguments are ids of blocks of the process ``id``, the sender.
 
     Mode EACH: the body is the pickle of a list of args, ``id`` their number; they are answered as ``call_id``,
     ``call_id + 1`` and so on.

@@ -22,7 +22,7 @@ import importlib
 import io
 import pickle
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from hybriddist import limits
@@ -52,13 +52,15 @@ _dumps = pickle.dumps
 _loads = pickle.loads
 
 
-def dumps(value: Any, labels: Sequence[str] = ()) -> tuple[bytes, list[memoryview]]:
+def dumps(value: Any, labels: Sequence[str] = (), again: Callable[[], object] = bool) -> tuple[bytes, list[memoryview]]:
     """Pickle a value.
 
     Args:
         value: anything picklable by pickle or cloudpickle.
         labels: what the items of a tuple of a call's parts are called in the text of an error; the first is what
             anything else is called.
+        again: called before the value is pickled once more, in another way: objects in it are asked for their parts a
+            second time.
 
     Returns:
         The body, and the buffers that travel beside it: contiguous memoryviews of format "B" over the value's own
@@ -76,15 +78,18 @@ def dumps(value: Any, labels: Sequence[str] = ()) -> tuple[bytes, list[memoryvie
         raise
     except BaseException:
         # Not an error yet: the C pickler knows no lambdas, modules and the like.
+        again()
         return _dumps_by_value(value, labels)
     # One search finds the other name of the script too, "__mp_main__".
     if b"_main__" in body:
+        again()
         return _dumps_by_value(value, labels)
     # numpy's `_reconstruct` and `_mareconstruct` are how arrays that went into the pickle are rebuilt. (A search runs
     # at 1.5 GB/s: noticed only with huge bytes objects, which it makes twice as slow to pickle.)
     if (collector.saw_readonly or len(body) > limits.OUT_OF_BAND_BYTES) and (
         "numpy" in sys.modules and (collector.saw_readonly or b"reconstruct" in body)
     ):
+        again()
         return _dumps_by_value(value, labels, arrays_only=True)
     if len(body) > limits.MAX_HEAD_BYTES - _HEADER_ROOM:
         raise _too_large(len(body))

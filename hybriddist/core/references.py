@@ -230,7 +230,7 @@ class HolderBook(Generic[H]):
         if holding is not None:
             holding.credits = {}
 
-    def arrived(self, rrid: RRID, owner: int, giver: int, make: Callable[[], H]) -> H:
+    def arrived(self, rrid: RRID, owner: int, giver: int, make: Callable[[], H], times: int = 1) -> H:
         """A reference came in a message from ``giver``.
 
         The giver is whoever made the claim: it is to be written into the pickle beside the reference, because bytes
@@ -238,6 +238,7 @@ class HolderBook(Generic[H]):
 
         Args:
             make: makes the handle if there is none alive; it must not use this book.
+            times: how often it came.
 
         Returns:
             The canonical handle.
@@ -248,7 +249,7 @@ class HolderBook(Generic[H]):
             handle = make()
             holding = self._hold(rrid, owner, handle)
         credits = holding.credits
-        credits[giver] = credits.get(giver, 0) + 1
+        credits[giver] = credits.get(giver, 0) + times
         return handle
 
     def given(self, rrid: RRID, owner: int, receiver: int) -> None:

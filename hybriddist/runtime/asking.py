@@ -19,12 +19,14 @@ from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.waiting import wait_for_room
 
 if TYPE_CHECKING:
+    from hybriddist.runtime.blocks import Blocks
     from hybriddist.runtime.claims import References
     from hybriddist.runtime.links import Links
     from hybriddist.runtime.peer import Peer
 
 # Plain numbers: looking up a member of an enumeration costs as much as a dictionary.
 _VALUE = int(Outcome.VALUE)
+_FETCH = int(Mode.FETCH)
 
 _ROW = 1 << 16
 
@@ -37,6 +39,7 @@ class Asking:
 
     pid: int
     references: References
+    blocks: Blocks
     links: Links
 
     def __init__(self) -> None:
@@ -57,12 +60,18 @@ class Asking:
         key = 0
         try:
             key = self.function_key(peer, function)
+            if mode == _FETCH and self.blocks.sent:
+                args, bits = self.blocks.strip(args, peer.pid)
+                if bits:
+                    whence, id_ = -bits, self.pid
             if not key:
                 body, buffers = self.encode((function, args, kwargs), peer.pid, payload.CALL_LABELS)
             elif args or kwargs:
                 body, buffers = self.encode((args, kwargs), peer.pid, payload.ARGUMENTS_LABELS)
             else:
                 body, buffers = b"", ()
+            if whence < 0:
+                self.blocks.count_stripped(args, -whence, peer.pid)
             call_id = next(self._ids)
             completion = Completion()
             if mode & ANSWERED:
@@ -240,7 +249,7 @@ class Asking:
     def encode_item(self, value: Any, pid: int) -> tuple[bytes, Any, bool]:
         """As `encode`; and whether there are references in it, as far as is known."""
         references = self.references
-        if not references.encoding:
+        if not references.encoding and not references.likely:
             before = references.pickled
             body, buffers = payload.dumps(value)
             if references.pickled == before:
@@ -250,7 +259,7 @@ class Asking:
     def encode(self, value: Any, pid: int, labels: Sequence[str] = ()) -> tuple[bytes, Any]:
         """Pickle a value for process ``pid``; references inside are credited to it."""
         references = self.references
-        if not references.encoding:
+        if not references.encoding and not references.likely:
             before = references.pickled
             encoded = payload.dumps(value, labels)
             if references.pickled == before:

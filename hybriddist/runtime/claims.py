@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from hybriddist.core import payload
 from hybriddist.core.messages import Claims
-from hybriddist.core.references import Change, HolderBook
+from hybriddist.core.references import Change, HolderBook, edge
 from hybriddist.errors import (
     HybridDistError,
     NoSuchProcessError,
@@ -41,11 +41,16 @@ if TYPE_CHECKING:
 
 H = TypeVar("H")
 
+_IN_THE_MARGIN: Final = -1
+"""In the place of an owner: this process, which counts bare references to its blocks (``blocks.py``) by itself."""
+
 
 class _Sending(threading.local):
     """What this thread is sending: the references it has met, or None when it sends nothing."""
 
     met: list[tuple[RRID, int]] | None = None
+    receiver: int = 0
+    """The process it is sent to; 0 if there may be several."""
 
 
 class References:
@@ -53,12 +58,15 @@ class References:
 
     Attributes:
         pickled: handles that were pickled while their thread was not known to send; only ever compared.
-        encoding: threads that pickle with their name on the door now.
+        encoding: not empty while threads pickle with their name on the door.
+        likely: the last value that was pickled in this way had references in it: so may the next one, and to pickle
+            that only once it is done in this way from the start.
     """
 
     def __init__(self, process: Process) -> None:
         self.pickled = 0
-        self.encoding = 0
+        self.encoding: list[None] = []
+        self.likely = False
         self._process = process
         self._book: HolderBook[Any] = HolderBook(process.pid, notify=process.poller.wake)
         self._lock = threading.RLock()
@@ -83,10 +91,10 @@ class References:
         with self._lock:
             self._book.never_told(rrid)
 
-    def arrived(self, rrid: RRID, owner: int, giver: int, make: Callable[[], H]) -> H:
+    def arrived(self, rrid: RRID, owner: int, giver: int, make: Callable[[], H], times: int = 1) -> H:
         """A reference arrived in a message; its canonical handle."""
         with self._lock:
-            handle: H = self._book.arrived(rrid, owner, giver, make)
+            handle: H = self._book.arrived(rrid, owner, giver, make, times)
         return handle
 
     def handle(self, rrid: RRID) -> Any:
@@ -104,6 +112,7 @@ class References:
         """A process is gone, and what it owned with it."""
         with self._lock:
             self._book.drop_owner(pid)
+        self._process.blocks.drop_process(pid)
 
     def __len__(self) -> int:
         """How many references have a handle here."""
@@ -113,6 +122,7 @@ class References:
 
     def met(self, rrid: RRID, owner: int) -> bool:
         """Called by a handle that is being pickled; False if it does not go to a process of the cluster."""
+        self.likely = True
         met = self._sending.met
         if met is None:
             self.pickled += 1
@@ -120,37 +130,69 @@ class References:
         met.append((rrid, owner))
         return True
 
+    def receiver(self) -> int | None:
+        """Asked by a handle that is being pickled: for which process. 0: for several.
+
+        None: for none of the cluster, as far as is known; then it is counted, as by `met`.
+        """
+        self.likely = True
+        sending = self._sending
+        if sending.met is None:
+            self.pickled += 1
+            return None
+        return sending.receiver
+
+    def met_bare(self, rrid: RRID) -> None:
+        """Called by a handle that is being pickled as a bare reference, which is counted in the margin."""
+        met = self._sending.met
+        assert met is not None  # `receiver` has said so
+        met.append((rrid, _IN_THE_MARGIN))
+
     def encode(self, value: Any, pid: int, labels: Sequence[str] = ()) -> tuple[bytes, Any]:
         """Pickle a value that has references in it for process ``pid``, and give it its claims.
 
         Blocks where it has to connect to the owner of one.
         """
-        encoded, met = self._encode(value, labels)
+        self.likely = False
+        encoded, met = self._encode(value, labels, pid)
         if met:
-            with self._lock:
-                for rrid, owner in met:
-                    self._book.given(rrid, owner, pid)
-            for owner in {owner for _, owner in met}:
-                self._reach(owner)
+            self._give(met, pid)
         return encoded
+
+    def _give(self, met: Sequence[tuple[RRID, int]], pid: int) -> None:
+        process = self._process
+        owners = set()
+        for rrid, owner in met:
+            if owner == _IN_THE_MARGIN:
+                process.blocks.count(rrid.id, pid)
+            elif owner == process.pid:
+                # Without the detour through the book: an add that is heard early does no harm.
+                process.store.change(((*rrid, edge(owner, pid), 1),))
+            else:
+                with self._lock:
+                    self._book.given(rrid, owner, pid)
+                owners.add(owner)
+        for owner in owners:
+            self._reach(owner)
 
     def encode_for_all(self, value: Any, labels: Sequence[str] = ()) -> tuple[bytes, Any] | None:
         """Pickle a value for any number of processes. None if there are references in it: each process needs claims."""
         encoded, met = self._encode(value, labels)
         return None if met else encoded
 
-    def _encode(self, value: Any, labels: Sequence[str]) -> tuple[tuple[bytes, Any], list[tuple[RRID, int]]]:
-        outer = self._sending.met  # what is being pickled may call: a __reduce__ that fetches something
+    def _encode(
+        self, value: Any, labels: Sequence[str], receiver: int = 0
+    ) -> tuple[tuple[bytes, Any], list[tuple[RRID, int]]]:
+        sending = self._sending
+        outer = sending.met, sending.receiver  # what is being pickled may call: a __reduce__ that fetches something
         met: list[tuple[RRID, int]] = []
-        self._sending.met = met
-        with self._lock:
-            self.encoding += 1
+        sending.met, sending.receiver = met, receiver
+        self.encoding.append(None)
         try:
-            return payload.dumps(value, labels), met
+            return payload.dumps(value, labels, met.clear), met
         finally:
-            self._sending.met = outer
-            with self._lock:
-                self.encoding -= 1
+            sending.met, sending.receiver = outer
+            self.encoding.pop()
 
     # ---- telling ----------------------------------------------------------------------------------------------
 
@@ -162,6 +204,7 @@ class References:
 
     def flush(self) -> None:
         """Tell every owner what it is to be told. Never blocks: what needs a connection first is left to a thread."""
+        self._process.blocks.flush()  # first: it may have claims to add to those that are given up
         if not self._book.has_changes():
             return
         with self._lock:

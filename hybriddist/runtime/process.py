@@ -36,6 +36,7 @@ from hybriddist.errors import RemoteException
 from hybriddist.ids import RRID
 from hybriddist.runtime import handlers, links, running
 from hybriddist.runtime.asking import Asking
+from hybriddist.runtime.blocks import Blocks
 from hybriddist.runtime.channel_requests import ChannelRequests
 from hybriddist.runtime.channels import Channel
 from hybriddist.runtime.claims import References
@@ -56,6 +57,7 @@ from hybriddist.runtime.store import Store
 from hybriddist.runtime.waiting import wait_for_any, wait_here, wait_ready
 from hybriddist.runtime.worker_channel import WorkerChannel
 from hybriddist.settings import Settings
+from hybriddist.shm.block import end_block
 from hybriddist.shm.segment import end_handle
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ class Process(Asking):
                 *(Peer._send_now, Peer.flush, Peer.on_ready, Peer.wait_for, wait_for_any, wait_here),
                 *(Channel.begin, WorkerChannel.take_now, WorkerChannel.put, Receiver.serve, Receiver.about_to_block),
                 *(Loan.end, Loan.end_after, Loan.call_here),
-                *(end_lease, end_handle, HolderBook._ring),  # finalisers: Python ignores what they raise
+                *(end_lease, end_handle, end_block, HolderBook._ring),  # finalisers: Python ignores what they raise
                 WeakSet()._remove,  # type: ignore[attr-defined]  # of every weak set, as that of the program's threads
             ),
             (call_in_user_code, running.perform, wait_ready),
@@ -111,6 +113,7 @@ class Process(Asking):
         self.store = Store(self.spawn)
         self.paths = Paths()
         self.references = References(self)
+        self.blocks = Blocks(self)
         self.channels = ChannelRequests(self)
         self.links = links.Links(self)
         self.coroutines = Coroutines(self.spawn)
@@ -305,6 +308,7 @@ class Process(Asking):
         self.leaving.set()
         self.links.close()
         self.store.close()
+        self.blocks.close()
         for peer in list(self.peers.values()):
             peer.close(min(0.5, deadline.remaining() or 0.0))
             peer.fail_pending(partial(self.links.exit_error, peer.pid))

@@ -28,6 +28,7 @@ from hybriddist.core.messages import MOST_NANOSECONDS, Call, Mode, Outcome, Star
 from hybriddist.errors import RemoteProtocolError, TransportError
 from hybriddist.ids import RRID
 from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.context import this_process
 from hybriddist.runtime.copies import end_copy
 from hybriddist.runtime.execution import call_in_user_code
 from hybriddist.runtime.replies import reply
@@ -111,6 +112,8 @@ def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
         if not body:
             return function()
         args, kwargs = payload.loads(body, buffers)
+    if call.whence < 0:
+        args = this_process().blocks.dress(args, -call.whence, call.id)
     if buffers:
         # The message's own hold on large buffers ends here: they live as long as the arguments do.
         cast("list[Buffer]", buffers).clear()

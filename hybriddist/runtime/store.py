@@ -152,6 +152,12 @@ class Store:
         with self._lock:
             return sorted(rrid for rrid in self._entries if self._book.holders(rrid) != [pid])
 
+    def discard(self, rrid: RRID) -> None:
+        """Let go of an entry, whoever claims it: nobody can ask for it any more."""
+        with self._lock:
+            entry = self._entries.pop(rrid, None)
+        del entry  # outside of the lock: finalisers of values may come back to the store
+
     def close(self) -> None:
         """End the thread that doubts, if there is one."""
         self._closed.complete(0, None)

@@ -171,6 +171,12 @@ def is_name(name: str) -> bool:
     return name.isascii() and _NAME.fullmatch(name) is not None
 
 
+def is_own(name: str) -> bool:
+    """Whether this process has made the name, and not the one that it is a forked copy of."""
+    match = _NAME.fullmatch(name)
+    return match is not None and int(match[1]) == os.getpid()
+
+
 def check_name(name: str) -> None:
     """Raise `RemoteProtocolError` unless `is_name`."""
     if not is_name(name):
