@@ -11,19 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from hybriddist.arrays import (
-        SharedArray,
-        share,
-    )
-    from hybriddist.asyncmaps import (
-        asyncmap,
-    )
-    from hybriddist.awaiting import (
-        as_completed,
-    )
-    from hybriddist.caching_pool import (
-        CachingPool,
-    )
+    from hybriddist.arrays import SharedArray, share
+    from hybriddist.asyncmaps import asyncmap
+    from hybriddist.awaiting import as_completed
+    from hybriddist.broadcasts import Broadcast, broadcast
+    from hybriddist.caching_pool import CachingPool
     from hybriddist.calls import (
         fetchfrom,
         remote_do,
@@ -33,9 +25,7 @@ if TYPE_CHECKING:
         spawn,
         spawnat,
     )
-    from hybriddist.channel import (
-        RemoteChannel,
-    )
+    from hybriddist.channel import RemoteChannel
     from hybriddist.cluster import (
         addprocs,
         cluster_cookie,
@@ -43,9 +33,7 @@ if TYPE_CHECKING:
         rmprocs,
         shutdown,
     )
-    from hybriddist.core.captured import (
-        CapturedException,
-    )
+    from hybriddist.core.captured import CapturedException
     from hybriddist.errors import (
         AuthenticationError,
         ClusterError,
@@ -84,13 +72,8 @@ if TYPE_CHECKING:
         remotecall_all,
         remotecall_eval,
     )
-    from hybriddist.events import (
-        off_worker,
-        on_worker,
-    )
-    from hybriddist.future import (
-        Future,
-    )
+    from hybriddist.events import off_worker, on_worker
+    from hybriddist.future import Future
     from hybriddist.handles import (
         channel_from_id,
         close,
@@ -105,9 +88,7 @@ if TYPE_CHECKING:
         wait,
         worker_id_from_socket,
     )
-    from hybriddist.ids import (
-        RRID,
-    )
+    from hybriddist.ids import RRID
     from hybriddist.listing import (
         myid,
         nodes,
@@ -118,20 +99,10 @@ if TYPE_CHECKING:
         procs_on_node,
         workers,
     )
-    from hybriddist.loops import (
-        distributed,
-    )
-    from hybriddist.managers.base import (
-        ClusterManager,
-        WorkerConfig,
-    )
-    from hybriddist.managers.joining import (
-        init_worker,
-        process_messages,
-    )
-    from hybriddist.managers.local import (
-        LocalManager,
-    )
+    from hybriddist.loops import distributed
+    from hybriddist.managers.base import ClusterManager, WorkerConfig
+    from hybriddist.managers.joining import init_worker, process_messages
+    from hybriddist.managers.local import LocalManager
     from hybriddist.maps import (
         imap,
         imap_unordered,
@@ -142,29 +113,18 @@ if TYPE_CHECKING:
         WorkerPool,
         default_worker_pool,
     )
-    from hybriddist.retrying import (
-        ExponentialBackOff,
-        retry,
-    )
-    from hybriddist.runtime.channels import (
-        Channel,
-    )
-    from hybriddist.runtime.start import (
-        start_worker,
-    )
-    from hybriddist.runtime.status import (
-        get_status,
-        set_status,
-    )
-    from hybriddist.scopes import (
-        sync,
-    )
+    from hybriddist.retrying import ExponentialBackOff, retry
+    from hybriddist.runtime.channels import Channel
+    from hybriddist.runtime.start import start_worker
+    from hybriddist.runtime.status import get_status, set_status
+    from hybriddist.scopes import sync
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AbstractWorkerPool",
     "AuthenticationError",
+    "Broadcast",
     "CachingPool",
     "CapturedException",
     "Channel",
@@ -209,6 +169,7 @@ __all__ = [
     "addprocs",
     "as_completed",
     "asyncmap",
+    "broadcast",
     "channel_from_id",
     "clear",
     "close",
@@ -362,6 +323,7 @@ _HOMES: Final = {
     ),
     "hybriddist.managers.local": ("LocalManager",),
     "hybriddist.maps": ("imap", "imap_unordered", "pmap"),
+    "hybriddist.broadcasts": ("Broadcast", "broadcast"),
     "hybriddist.caching_pool": ("CachingPool",),
     "hybriddist.pools": (
         "AbstractWorkerPool",

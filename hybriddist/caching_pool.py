@@ -22,12 +22,9 @@ from functools import partial
 from types import BuiltinMethodType, MethodType, ModuleType
 from typing import Any
 
-from hybriddist.calls import remotecall
-from hybriddist.core.messages import Outcome
-from hybriddist.errors import InvalidStateException
 from hybriddist.future import Future
+from hybriddist.placing import Placing, itself
 from hybriddist.pools import WorkerPool
-from hybriddist.runtime.context import this_process
 from hybriddist.runtime.current import current
 
 
@@ -36,8 +33,10 @@ class CachingPool(WorkerPool):
 
     For functions that have captured much: a lambda with a large array in it, a method of a large object. A function is
     known by its identity, a bound method by those of its function and its object. **What it has captured is what it was
-    at the first call on each worker**; later changes are not seen there until `clear`. A call to the own pid sends
-    nothing and sees everything.
+    at the first call on each worker**; later changes are not seen there until `clear`. Large arrays (1 MiB and more)
+    are put into shared memory at the first call of all, once for the workers of a node, and are what they were then;
+    each worker may write to them, and sees only its own changes. A call to the own pid sends nothing and sees
+    everything.
 
     The copies on the workers are freed by ``hd.clear(pool)``, and when the pool or the function is collected.
 
@@ -81,9 +80,9 @@ class CachingPool(WorkerPool):
             sent = self._sent[key] = _Sent(key, parts, self._dead.append)
         copy = sent.copies.get(pid)
         if copy is None:
-            future = remotecall(_itself, pid, f)
-            # Always the same object for one worker: so the connection sends it by a key of its own, from the second on.
-            copy = sent.copies.setdefault(pid, (partial(call_stored, *future._rrid), future))
+            if sent.placing is None:
+                sent.placing = Placing(current())
+            copy = sent.copies.setdefault(pid, sent.placing.place(pid, f))
         return copy
 
     def clear(self) -> CachingPool:
@@ -127,18 +126,20 @@ class _Sent:
     Attributes:
         parts: how to get what the function is known by: weak references, or for what allows none the object itself.
         copies: by pid, what a call sends, and the reference that keeps the copy.
+        placing: what it has captured, if that is much, in shared memory.
     """
 
-    __slots__ = ("copies", "parts")
+    __slots__ = ("copies", "parts", "placing")
 
     def __init__(self, key: Hashable, parts: tuple[Any, ...], note_death: Callable[[Any], None]) -> None:
         self.parts: list[Callable[[], Any]] = []
         self.copies: dict[int, tuple[Callable[..., Any], Future]] = {}
+        self.placing: Placing | None = None
         for part in parts:
             try:
                 death = _Death(part, note_death)
             except TypeError:
-                self.parts.append(partial(_itself, part))
+                self.parts.append(partial(itself, part))
             else:
                 death.key = key
                 self.parts.append(death)
@@ -160,27 +161,4 @@ def _identity(f: Any) -> tuple[Hashable, tuple[Any, ...]]:
     return id(f), (f,)
 
 
-# ---- on the worker --------------------------------------------------------------------------------------------------
-
-
-def _itself(f: Any) -> Any:
-    return f
-
-
-def call_stored(whence: int, id: int, /, *args: Any, **kwargs: Any) -> Any:
-    """Call the function that is stored under a reference.
-
-    Raises:
-        DeserializeError: it could not be unpickled here.
-    """
-    entry = this_process().store.peek((whence, id))
-    if entry is None:
-        raise InvalidStateException("the function of this call was cleared before the call began")
-    if not entry.done:  # its own call was begun before, and another thread is at it
-        entry.wait()
-    if entry.outcome != Outcome.VALUE:
-        raise entry.content.ex
-    return entry.content(*args, **kwargs)
-
-
-__all__ = ["CachingPool", "call_stored"]
+__all__ = ["CachingPool"]

@@ -19,6 +19,7 @@ from hybriddist.core.messages import Operation
 from hybriddist.deadline import Deadline
 from hybriddist.errors import HybridDistError
 from hybriddist.future import Future
+from hybriddist.placing import CapturedFunction
 from hybriddist.runtime.asking import LOST
 from hybriddist.runtime.blocks import BlockHandle
 from hybriddist.runtime.completion import Completion
@@ -73,6 +74,8 @@ def cut(items: Any, part: range) -> Any:
 
 def run_chunk(f: Callable[..., Any], chunk: Any, reduce: Callable[[Any, Any], Any] | None, chunked: bool) -> Any:
     """One chunk, on the process that has it: fold from the first item, without an identity element."""
+    if isinstance(f, CapturedFunction):
+        f = f._function
     if getattr(getattr(f, "__code__", None), "co_flags", 0) & _COROUTINE:
         f = functools.partial(_awaited, f)
     if type(chunk) is Portion:  # a process that calls itself passes what it has

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 from hybriddist.cluster import replace_worker
 from hybriddist.errors import ClusterError, HybridDistError, ProcessExitedException
 from hybriddist.ids import DRIVER
+from hybriddist.placing import Placing
 from hybriddist.pools import AbstractWorkerPool
 from hybriddist.runtime.process import Process
 
@@ -40,6 +41,7 @@ class Crew:
 
     def __init__(self, process: Process) -> None:
         self._process = process
+        self._placing = Placing(process)
         self._replacements = 0
         """How many are on their way."""
 
@@ -63,8 +65,12 @@ class Crew:
         return new if wanted >= len(new) else new[: int(wanted)]
 
     def function_on(self, pid: int, f: Callable[..., Any]) -> tuple[Callable[..., Any], Any]:
-        """What is to be called on a worker, and what is to be kept until it has ended."""
-        return f, None
+        """What is to be called on a worker, and what is to be kept until it has ended.
+
+        Raises:
+            ProcessExitedException: the worker is gone.
+        """
+        return self._placing.function_on(pid, f)
 
     def dismiss(self, pid: int) -> None:
         """There is nothing more for this worker."""
@@ -137,7 +143,11 @@ class PoolCrew(Crew):
         return pid
 
     def function_on(self, pid: int, f: Callable[..., Any]) -> tuple[Callable[..., Any], Any]:
-        return self._pool.function_on(pid, f) if pid in self._taken else (f, None)
+        if pid in self._taken:
+            there, kept = self._pool.function_on(pid, f)
+            if there is not f:
+                return there, kept
+        return super().function_on(pid, f)
 
     def dismiss(self, pid: int) -> None:
         if pid in self._taken:

@@ -24,6 +24,7 @@ from hybriddist.core.partition import shrinking, split_range
 from hybriddist.errors import RemoteException
 from hybriddist.folds import Reduction
 from hybriddist.ids import as_pid
+from hybriddist.placing import by_reference
 from hybriddist.running_loop import Course, Loop
 from hybriddist.runtime.current import current
 from hybriddist.runtime.inquiry import member
@@ -138,6 +139,8 @@ def _run(
         pids = _processes(process, procs, pool, n_items, borrowed)
         parts = split_range(n_items, len(pids)) if schedule == "static" else shrinking(n_items, len(pids))
         pids = pids[: len(parts)]
+        if pids != [process.pid]:
+            f = by_reference(process, f)
         if reduce is None:
             course = Course(process, f, items, parts, chunked)
             course.start(pids)

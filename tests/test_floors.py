@@ -51,6 +51,8 @@ FLOORS = [
         "chunks",
         "folds",
         "running_loop",
+        "broadcasts",
+        "placing",
         "arrays",
         "array_files",
         "array_protocol",

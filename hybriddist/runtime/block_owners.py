@@ -14,7 +14,7 @@ from __future__ import annotations
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any
 
-from hybriddist.errors import HybridDistError, InternalError, InvalidStateException
+from hybriddist.errors import HybridDistError, InvalidStateException, SharedMemoryFull
 from hybriddist.ids import RRID
 from hybriddist.runtime.context import this_process
 from hybriddist.runtime.inquiry import member
@@ -69,6 +69,7 @@ def write_block(origin: tuple[int, int], start: int, data: Any) -> None:
 def copy_for_node(handle: BlockHandle) -> BlockHandle:
     """Runs on the first process of a node: the handle of the node's copy, which is made if there is none."""
     handle._block or handle._map()
-    if handle._copy is None:
-        raise InternalError("the first process of a node has no copy of shared memory that another of it was to copy")
-    return handle._copy
+    copy = handle._copy
+    if copy is None:  # the subclass has found a way without one
+        raise SharedMemoryFull("the first process of this node has no room for a copy that others could map")
+    return copy

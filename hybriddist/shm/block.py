@@ -43,6 +43,9 @@ _HARMLESS: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _OURS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Failures to open that say nothing of the other process: to look for the memory elsewhere would not help."""
 
+_MOST_WRITTEN: Final = 1 << 26
+"""In one go: a signal waits for it, some 20 ms."""
+
 _NO_DESCRIPTOR: Final[dict[str, Any]] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 """A mapping keeps a descriptor of its own, for a size that it need not know; it can be told not to from Python 3.13."""
 
@@ -173,6 +176,41 @@ class Block:
             os.getpid(), self._descriptor, status.st_dev, status.st_ino, self._offset, self.length, self._writable,
             self._name,
         )  # fmt: skip
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Copy bytes to a position. By the kernel: 200 MB take 50 ms less than through a mapping whose pages this
+        process has not touched yet, and other threads run meanwhile.
+
+        Raises:
+            OSError: the system refused. Part of the data may be there.
+        """
+        if self._descriptor < 0:
+            self.memory[offset : offset + data.nbytes] = data
+            return
+        position = self._offset + offset
+        while data.nbytes:
+            written = os.pwrite(self._descriptor, data[:_MOST_WRITTEN], position)
+            data, position = data[written:], position + written
+
+    def own_view(self) -> memoryview:
+        """The bytes as they are now, writable, and this process's own: a page is copied when it is first written to.
+
+        Nobody else sees what is written; but a page that was not written to shows what others write. Views keep it.
+
+        Raises:
+            OSError: there is no memory for it.
+        """
+        if self._descriptor < 0 or not self.length:
+            return memoryview(bytearray(self.memory))
+        begin = self._offset - self._offset % mmap.ALLOCATIONGRANULARITY
+        mapping = mmap.mmap(
+            self._descriptor,
+            self._offset - begin + self.length,
+            access=mmap.ACCESS_COPY,
+            offset=begin,
+            **_NO_DESCRIPTOR,
+        )
+        return memoryview(mapping)[self._offset - begin :]
 
     def flush(self) -> None:
         """Write a file's part to the disk; waits for that. Other processes see changes without it."""

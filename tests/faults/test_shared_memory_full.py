@@ -239,3 +239,33 @@ def test_a_shared_array_that_has_no_room(run: Run) -> None:
     print("right")
     """,
     )
+
+
+def test_large_values_for_all_go_by_value(run: Run) -> None:
+    output = run(
+        64,
+        """
+    def total(shared):
+        return float(shared.value.sum()), shared.value.flags.writeable
+
+    pids = hd.addprocs(2)
+    assert [hd.path_to(pid) for pid in pids] == ["shm"] * 2
+    table = np.ones(8 * MIB, "u1")
+    fill(leave=1 * MIB)
+    shared = hd.broadcast(table, pids=pids[:1])
+    assert hd.remotecall_all(total, shared) == dict.fromkeys([1, *pids], (8 * MIB, False))
+    assert hd.remotecall_fetch(lambda pid: hd.remotecall_fetch(total, pid, shared), *pids) == (8 * MIB, False)
+    print("now the map")
+    assert hd.pmap(lambda i: int(table[i]) + i, range(50)) == list(range(1, 51))
+    assert hd.distributed(lambda i: int(table[i]), range(50), reduce=lambda x, y: x + y) == 50
+    print("now there is room")
+    os.unlink("/dev/shm/filler")
+    assert hd.remotecall_all(total, hd.broadcast(table)) == dict.fromkeys([1, *pids], (8 * MIB, False))
+    hd.shutdown()
+    assert os.listdir("/dev/shm") == []
+    print("right")
+    """,
+    )
+    assert output.count("RuntimeWarning: a broadcast value (8.0 MiB) is sent by value") == 1
+    assert output.count("RuntimeWarning: what a function has captured (8.0 MiB) is sent by value") == 2
+    assert output.count("mount -o remount,size=2g /dev/shm") == 3
