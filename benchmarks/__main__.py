@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks import (
+    array_sizes,
     channels,
     idle_memory,
     large_arrays,
@@ -28,6 +29,10 @@ BENCHMARKS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "distributed": loops.reduction,
     "arrays-shm": large_arrays.over_shm,
     "arrays-tcp": large_arrays.over_tcp,
+    "array-1mb": array_sizes.one_megabyte,
+    "array-64kb": array_sizes.sixty_four_kilobytes,
+    "exchange": array_sizes.exchange,
+    "steady": array_sizes.steady,
     "channels": channels.put_and_take,
     "channels-small": channels.small_items,
     "channels-large": channels.large_items,
