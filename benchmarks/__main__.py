@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks import (
+    array_sizes,
     batches,
     channels,
     idle_memory,
@@ -34,6 +35,10 @@ BENCHMARKS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "distributed": loops.reduction,
     "arrays-shm": large_arrays.over_shm,
     "arrays-tcp": large_arrays.over_tcp,
+    "array-1mb": array_sizes.one_megabyte,
+    "array-64kb": array_sizes.sixty_four_kilobytes,
+    "exchange": array_sizes.exchange,
+    "steady": array_sizes.steady,
     "shared-array": shared_arrays.passing,
     "broadcast": large_values.broadcast,
     "captured": large_values.captured,

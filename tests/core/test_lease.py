@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hybriddist import limits
 from hybriddist.core.lease import POOLED_BYTES, Lessor, RecycledMemory, block_bytes
 
 ROOT = str(Path(__file__).parents[2])
@@ -192,6 +194,12 @@ class TestRecycledMemory:
         if length:
             view[length - 1] = 7
             assert view[-1] == 7
+
+    @pytest.mark.parametrize("length", [limits.OUT_OF_BAND_BYTES, 20_001, POOLED_BYTES - 1, POOLED_BYTES, 5_000_001])
+    def test_begins_on_a_cache_line(self, length):
+        memory = RecycledMemory()
+        views = [memory.allocate(length) for _ in range(10)]
+        assert [ctypes.addressof(ctypes.c_char.from_buffer(view)) % 64 for view in views] == [0] * 10
 
     def test_keeps_no_more_than_it_may(self):
         memory = RecycledMemory(kept_bytes=1_000_000)
