@@ -45,12 +45,13 @@ class Crew:
         self._replacements = 0
         """How many are on their way."""
 
-    def newcomers(self, known: Known, wanted: float) -> list[int]:
+    def newcomers(self, known: Known, left: int | None, most: float) -> list[int]:
         """Workers that are not known yet.
 
         Args:
             known: those that work already. If nobody does there is time to wait.
-            wanted: as many are enough, at least 1; infinite: nobody knows.
+            left: the items that are to be given out; None: nobody knows.
+            most: so many are enough, at least 1.
 
         Raises:
             ProcessExitedException: nobody is left.
@@ -62,7 +63,7 @@ class Crew:
                 return []
             raise ProcessExitedException(0, "all workers are gone while a map was running")
         new = [pid for pid in pids if pid not in known and (pid == own or membership.may_connect(own, pid))]
-        return new if wanted >= len(new) else new[: int(wanted)]
+        return new if most >= len(new) else new[: int(most)]
 
     def function_on(self, pid: int, f: Callable[..., Any]) -> tuple[Callable[..., Any], Any]:
         """What is to be called on a worker, and what is to be kept until it has ended.
@@ -106,13 +107,14 @@ class PoolCrew(Crew):
         self._pool = pool
         self._taken: set[int] = set()
 
-    def newcomers(self, known: Known, wanted: float) -> list[int]:
+    def newcomers(self, known: Known, left: int | None, most: float) -> list[int]:
         """See `Crew.newcomers`. Takes them from the pool.
 
         Raises:
             ClusterError: nobody in the pool lives.
         """
         found: list[int] = []
+        wanted = most if left is None else min(most, max(1, left))
         while len(found) < wanted and self._pool.isready():
             pid = self._take(_TAKE_SECONDS)
             if pid is None:

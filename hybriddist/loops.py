@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, overload
 
 from hybriddist.chunks import cut, run_chunk
 from hybriddist.core.partition import shrinking, split_range
-from hybriddist.errors import RemoteException
+from hybriddist.errors import ClusterError, RemoteException
 from hybriddist.folds import Reduction
 from hybriddist.ids import as_pid
 from hybriddist.placing import by_reference
@@ -40,6 +40,9 @@ class _Missing:
 
 
 _MISSING: Final = _Missing()
+
+_TAKE_SECONDS: Final = 0.1
+"""For a worker that is said to be free: the pool may be on another process, and somebody else may be quicker."""
 
 _Reducer = Callable[[Any, Any], Any]
 
@@ -187,9 +190,15 @@ def _borrow(pool: Any, at_most: int, borrowed: ExitStack) -> list[int]:
     """At least one worker, and as many more as are free now: to wait for those that others have could be for ever."""
     pids: list[int] = []
     for _ in range(max(1, min(at_most, len(pool)))):
-        if pids and not pool.isready():
+        if not pids:
+            pid = pool.take()
+        elif not pool.isready():
             break
-        pid = pool.take()
+        else:
+            try:
+                pid = pool.take(timeout=_TAKE_SECONDS)
+            except (TimeoutError, ClusterError):  # somebody else was quicker, or the others are gone
+                break
         borrowed.callback(pool.put, pid)
         pids.append(as_pid(pid))
     return pids

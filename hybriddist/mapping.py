@@ -92,13 +92,12 @@ class Mapping:
         self._item_timeout = item_timeout
         self._pace = Pace()
         self._lanes: dict[int, Lane] = {}
-        self._hungry: set[int] = set()
-        """The lanes that may have room."""
+        self._hungry: dict[int, None] = {}
+        """The lanes that may have room, longest since first: so a retry goes to another worker."""
         self._ended: deque[Unit] = deque()
         self._news = Completion()
-        self._looked = 0.0
-        self._worth = 0.0
-        """How many lanes there was work for when new workers were looked for."""
+        self._looked = self._worth = 0.0
+        """When new workers were looked for, and how many lanes there was work for then."""
 
     def run(self) -> Generator[None, None, None]:
         """Feed and collect until all is done, with a stop whenever something was handled.
@@ -186,11 +185,10 @@ class Mapping:
         worth = self._pace.lanes_worth(left, now) if self._batched else math.inf
         if now - self._looked >= _LOOK_SECONDS or not self._lanes or worth > self._worth:
             self._looked, self._worth = now, worth
-            wanted = max(1, min(math.inf if left is None else left, worth - len(self._lanes)))
-            for pid in self._crew.newcomers(self._lanes, wanted):
+            for pid in reversed(self._crew.newcomers(self._lanes, left, max(1, worth - len(self._lanes)))):
                 self._open_lane(pid)
         working = {DRIVER, *self._process.membership.workers()}
-        for pid in sorted(self._hungry):
+        for pid in list(self._hungry):
             lane = self._lanes[pid]
             limit = 0 if pid == self._process.pid else lane.window // 2
             if len(lane.under_way) <= limit:
@@ -199,12 +197,12 @@ class Mapping:
                         self._retire(pid)
                 elif not self._fill(pid, lane):
                     return
-            self._hungry.discard(pid)
+            self._hungry.pop(pid, None)
 
     def _open_lane(self, pid: int) -> None:
         """A worker takes part."""
         lane = self._lanes[pid] = Lane(self._pace, batches=self._batched)
-        self._hungry.add(pid)
+        self._hungry = {pid: None, **self._hungry}
         try:
             f, lane.kept = self._crew.function_on(pid, self._f)
         except ProcessExitedException:  # a moment ago it was there
@@ -290,7 +288,7 @@ class Mapping:
     def _retire(self, pid: int) -> None:
         """A worker that is gone or has nothing to do: should it be needed again, it is a newcomer."""
         del self._lanes[pid]
-        self._hungry.discard(pid)
+        self._hungry.pop(pid, None)
         self._crew.dismiss(pid)
 
     # ---- handling ---------------------------------------------------------------------------------------------
@@ -319,7 +317,8 @@ class Mapping:
         if not lane.under_way and (lane.victim is not None or self._supply.is_empty()):
             self._retire(unit.pid)
         elif lane.victim is None:
-            self._hungry.add(unit.pid)
+            self._hungry.pop(unit.pid, None)  # it may have had room before: now it is the last
+            self._hungry[unit.pid] = None
 
     def _settle(self, unit: Unit) -> int:
         """Hand the ends of a unit's items on; how many were run."""
@@ -366,6 +365,7 @@ class Mapping:
     def _failed(self, entry: Entry, error: Exception) -> None:
         delay = self._outcomes.error(entry[0], error)
         if delay is not None:
+            self._looked = 0.0  # for another worker than the one at which it failed
             self._supply.again(entry, delay)
 
     # ---- time limits ------------------------------------------------------------------------------------------

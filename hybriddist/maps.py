@@ -57,7 +57,9 @@ def pmap(
             items run one after the other; each has its own result, error and retries.
         on_error: called here with the original exception of an item; what it returns stands in the result. It runs
             inside an ``except`` block: a bare ``raise`` re-raises. It comes before any retry.
-        retry_delays: seconds to wait before each further attempt of an item.
+        retry_delays: seconds to wait before each further attempt of an item. Iterated for each item that fails, as far
+            as it needs, so they may be endless, and an `ExponentialBackOff` draws each item's jitter. An iterator
+            (`itertools.repeat(0.1)`) is read once, and gives all items the same delays.
         retry_check: ``check(state, exception)`` returns whether to try again, or a new state and that.
         progress: show a progress bar on stderr (with tqdm where it is installed).
         item_timeout: seconds that an item may take, from its own begin. One that takes longer is interrupted and fails
@@ -198,7 +200,7 @@ class _Task(Record):
     batch_size: int
     """0: batches of adapting size."""
     on_error: Callable[[BaseException], Any] | None
-    delays: tuple[float, ...]
+    delays: Iterable[float]
     retry_check: Callable[[Any, BaseException], Any] | None
     item_timeout: float | None
 
@@ -271,7 +273,7 @@ class _Task(Record):
     def items(self) -> Iterator[tuple[Any, ...]]:
         return zip(*(flat(iterable) for iterable in self.iterables), strict=False)
 
-    def handling(self) -> tuple[Handler | None, tuple[float, ...], Check | None]:
+    def handling(self) -> tuple[Handler | None, Iterable[float], Check | None]:
         """What `Outcomes` wants to know."""
         return self.on_error, self.delays, self.retry_check
 

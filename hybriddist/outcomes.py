@@ -6,11 +6,12 @@ exception. What this module does not know: where and how the items are computed.
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from hybriddist.errors import RemoteException
@@ -29,13 +30,14 @@ class Outcomes:
         self,
         bar: Progress,
         on_error: Callable[[BaseException], Any] | None,
-        delays: Sequence[float],
+        delays: Iterable[float],
         check: Callable[[Any, BaseException], Any] | None,
     ) -> None:
         self._on_error = on_error
         self._delays = delays
         self._check = check
-        self._states: dict[int, tuple[int, Any]] = {}
+        self._retries: dict[int, tuple[Iterator[float], Any]] = {}
+        """Of each item that has failed and has not ended: what is left of its delays, and its check's state."""
         self.results: list[Any] = []
         self._bar = bar
 
@@ -47,7 +49,7 @@ class Outcomes:
         else:
             self._make_room(index + 1)
             results[index] = value
-        self._bar.advance()
+        self._ended(index)
 
     def values(self, indices: Sequence[int], values: list[Any]) -> None:
         """Several items succeeded."""
@@ -58,6 +60,11 @@ class Outcomes:
         else:
             for index, value in zip(indices, values, strict=False):
                 self.value(index, value)
+
+    def _ended(self, index: int) -> None:
+        if self._retries:  # an endless map must not keep them
+            self._retries.pop(index, None)
+        self._bar.advance()
 
     def _make_room(self, length: int) -> None:
         missing = length - len(self.results)
@@ -82,18 +89,26 @@ class Outcomes:
             except BaseException as raised:
                 if raised is not original:  # a bare `raise` in the handler raises the original again
                     final = original = raised
-        attempt, state = self._states.get(index, (0, None))
-        if attempt < len(self._delays):
-            try:
-                state, again = try_again(self._check, state, original)
-            except BaseException as raised:
-                _set_index(raised, index)
-                raise
-            if again:
-                self._states[index] = (attempt + 1, state)
-                return self._delays[attempt]
+        try:
+            delay = self._delay_after(index, original)
+        except BaseException as raised:
+            _set_index(raised, index)
+            raise
+        if delay is not None:
+            return delay
         _set_index(final, index)
         raise final
+
+    def _delay_after(self, index: int, original: BaseException) -> float | None:
+        """Seconds until the next attempt of an item; None if there is to be none."""
+        delays, state = self._retries.get(index) or (iter(self._delays), None)
+        for delay in delays:
+            state, again = try_again(self._check, state, original)
+            if again:
+                self._retries[index] = (delays, state)
+                return checked_seconds("retry_delays", delay)
+            break
+        return None
 
 
 class PassingOutcomes(Outcomes):
@@ -109,11 +124,15 @@ class PassingOutcomes(Outcomes):
 
     def value(self, index: int, value: Any) -> None:
         self.waiting[index] = value
-        self._bar.advance()
+        self._ended(index)
 
     def values(self, indices: Sequence[int], values: list[Any]) -> None:
-        self.waiting.update(zip(indices, values, strict=False))
-        self._bar.advance(len(values))
+        if type(indices) is range:
+            self.waiting.update(zip(indices, values, strict=False))
+            self._bar.advance(len(values))
+        else:
+            for index, value in zip(indices, values, strict=False):
+                self.value(index, value)
 
     def take(self, index: int | None) -> deque[Any]:
         """Take the results from ``index`` on, as far as they are there; None: all that are."""
@@ -218,13 +237,42 @@ def common_length(iterables: Sequence[Any]) -> int | None:
     return min(lengths, default=None)
 
 
-def checked_delays(delays: Iterable[float]) -> tuple[float, ...]:
-    """Delays between attempts, in seconds.
+class _ReadOnce:
+    """The values of an iterator for several readers, of which each gets all; read when the first one wants them.
+
+    So an iterator may be endless. What is kept is as much as the most patient reader has read.
+    """
+
+    def __init__(self, iterator: Iterator[float]) -> None:
+        self._iterator = iterator
+        self._read: list[float] = []
+
+    def __iter__(self) -> Iterator[float]:
+        for position in itertools.count():
+            if position == len(self._read):
+                try:
+                    self._read.append(next(self._iterator))
+                except StopIteration:
+                    return
+            yield self._read[position]
+
+
+def checked_delays(delays: Iterable[float]) -> Iterable[float]:
+    """Delays between attempts, in seconds, to be iterated for each item. They may be endless.
+
+    A sequence is checked now; others when they are read. What can be iterated again is iterated for each item, so that
+    an `ExponentialBackOff` draws each item's jitter; an iterator gives all items the same.
 
     Raises:
         TypeError, ValueError: one is not a number of seconds.
     """
-    return tuple(checked_seconds("retry_delays", delay) for delay in delays)
+    if isinstance(delays, list | tuple):
+        return tuple(checked_seconds("retry_delays", delay) for delay in delays)
+    try:
+        iterator = iter(delays)
+    except TypeError:
+        raise TypeError(f"retry_delays must be an iterable of seconds, not {type(delays).__name__}") from None
+    return _ReadOnce(iterator) if iterator is delays else delays
 
 
 def checked_seconds(name: str, seconds: float) -> float:

@@ -22,6 +22,7 @@ BLAS_VARIABLES: Final = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
     "BLIS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
 )
 """Read by numeric libraries when they are loaded. With one worker a CPU, further threads only get in the way.
 

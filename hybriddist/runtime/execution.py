@@ -184,14 +184,14 @@ class Executor:
         import ctypes  # costs 10 ms to import; interrupts are rare
 
         later = []
-        must_wait = self._process.guard.must_wait
+        guard = self._process.guard
         with self._interrupt_lock:
             for ident, errand in threads:
                 if self._interruptible.get(ident) is not errand:
                     continue
                 number, interrupt = ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt)
                 frame = _current_frames().get(ident)
-                if must_wait(frame) or _is_importing(frame):
+                if guard.must_wait(frame) or guard.is_importing(frame):
                     later.append((ident, errand))
                 else:
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(number, interrupt)
@@ -234,14 +234,6 @@ def _current_frames() -> dict[int, FrameType]:
     finally:
         if collects:
             gc.enable()
-
-
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def call_in_user_code(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # exposed

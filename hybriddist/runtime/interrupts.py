@@ -18,6 +18,11 @@ A knock is another signal, `KNOCK`. If it were SIGINT again, one that is handled
 for has been delivered, could not be told from a new Ctrl-C. (It happened under load; Go knocks with the same signal,
 since nobody minds one too many.)
 
+On a worker an import is let come to its end as well, whoever asked for it (a pickle, or user code): an extension module
+that was interrupted halfway cannot be imported a second time, and numpy would be broken for the worker's life. That has
+a limit, for a module that never ends. To the code itself the two are not the same: inside a shielded function a process
+cannot wait for an answer, inside an import it can, and does (``lending.py``).
+
 What this module does not know: which functions those are (the caller names them) and what a process does with an
 interrupt nobody is there for.
 """
@@ -31,7 +36,7 @@ from _signal import getsignal  # type: ignore[import-not-found]  # without the c
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterable
-from time import sleep
+from time import monotonic, sleep
 from types import CodeType, FrameType
 from typing import Any, Final
 
@@ -40,6 +45,9 @@ KNOCK: Final = signal.SIGURG
 
 _KNOCK_SECONDS: Final = 0.003
 
+_MOST_IMPORT_SECONDS: Final = 10.0
+"""How long an interrupt waits for the end of an import: longer than that of any library, on a machine with load."""
+
 
 class InterruptGuard:
     """Defers SIGINT while a shielded function is the innermost known one on the main thread's stack.
@@ -47,6 +55,7 @@ class InterruptGuard:
     Args:
         shielded: functions that must not be interrupted in the middle.
         exposed: functions that run user code.
+        waits: functions that only wait, and may be interrupted as well; but not if an import waits.
         ignore_unless_exposed: a worker's main thread is the library's own: outside user code SIGINT means nothing.
         also: called with each SIGINT of such a process: user code may run on other threads, too.
     """
@@ -56,11 +65,13 @@ class InterruptGuard:
         shielded: Iterable[Callable[..., Any]],
         exposed: Iterable[Callable[..., Any]],
         *,
+        waits: Iterable[Callable[..., Any]] = (),
         ignore_unless_exposed: bool = False,
         also: Callable[[], None] | None = None,
     ) -> None:
         self._shielded: frozenset[CodeType] = frozenset(_code(function) for function in shielded)
-        self._exposed: frozenset[CodeType] = frozenset(_code(function) for function in exposed)
+        self._user_code: frozenset[CodeType] = frozenset(_code(function) for function in exposed)
+        self._exposed: frozenset[CodeType] = self._user_code.union(_code(function) for function in waits)
         self._ignore_unless_exposed = ignore_unless_exposed
         self._also = also
         self._previous: Any = None
@@ -71,6 +82,7 @@ class InterruptGuard:
         self.pending = False
         self._struck: FrameType | None = None
         """The exposed frame that is meant by the pending interrupt; None on a driver, where it is the whole program."""
+        self._pending_since = 0.0
         self._telling_others = False
         self._victims: deque[Callable[[], bool]] = deque()
 
@@ -117,7 +129,7 @@ class InterruptGuard:
             frame = sys._getframe(2)
             if self._is_obsolete(frame):
                 self._forget()
-            elif not self.must_wait(frame):
+            elif not self._is_deferred(frame):
                 self._forget()
                 self._previous(signal.SIGINT, None)
 
@@ -133,11 +145,12 @@ class InterruptGuard:
 
     def _interrupt(self, struck: FrameType | None, frame: FrameType | None) -> None:
         """Raise it now, or see that it is raised later."""
-        if not self.must_wait(frame):
+        if not self._is_deferred(frame):
             self._forget()
             self._previous(signal.SIGINT, frame)
         elif not self.pending:
             self._struck = struck
+            self._pending_since = monotonic()
             self.pending = True
             # Not `Thread`, which takes locks that the interrupted code may hold.
             start_new_thread(self._knock_again, ())
@@ -151,7 +164,7 @@ class InterruptGuard:
                 self._previous_knock(signum, frame)
         elif self._is_obsolete(frame):
             self._forget()
-        elif not self.must_wait(frame):
+        elif not self._is_deferred(frame):
             self._forget()
             self._previous(signal.SIGINT, frame)
 
@@ -211,6 +224,22 @@ class InterruptGuard:
                 return True
             frame = frame.f_back
         return False
+
+    def is_importing(self, frame: FrameType | None) -> bool:
+        """Whether an import is under way below the innermost function that runs user code. Of any thread's stack."""
+        while frame is not None and frame.f_code not in self._user_code:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                return True
+            frame = frame.f_back
+        return False
+
+    def _is_deferred(self, frame: FrameType | None) -> bool:
+        """Whether an interrupt must not be raised here now."""
+        if self.must_wait(frame):
+            return True
+        if not self._ignore_unless_exposed or not self.is_importing(frame):
+            return False
+        return not self.pending or monotonic() - self._pending_since < _MOST_IMPORT_SECONDS
 
     def _exposed_frame(self, frame: FrameType | None) -> FrameType | None:
         """The innermost exposed frame of the stack."""

@@ -101,7 +101,8 @@ class Process(Asking):
                 *(end_lease, end_handle, end_block, HolderBook._ring),  # finalisers: Python ignores what they raise
                 WeakSet()._remove,  # type: ignore[attr-defined]  # of every weak set, as that of the program's threads
             ),
-            (call_in_user_code, running.perform, running.Each.call_if_wanted, wait_ready),
+            (call_in_user_code, running.perform, running.Each.call_if_wanted),
+            waits=(wait_ready,),
             ignore_unless_exposed=worker,
             also=self._interrupt_threads,
         )

@@ -337,7 +337,7 @@ def test_module_path_of_the_moment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_numeric_libraries_get_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
-    rest = ["VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS"]
+    rest = ["VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS"]
     for name in names + rest:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the driver's own, not meant for workers

@@ -234,7 +234,7 @@ class Pool:
     def isready(self) -> bool:
         return bool(self.free)
 
-    def take(self) -> int:
+    def take(self, timeout: float | None = None) -> int:
         return self.free.pop(0)
 
     def put(self, pid: int) -> None:
@@ -272,6 +272,42 @@ def test_a_pool_gets_its_workers_back_in_all_cases(cluster: list[int]) -> None:
     with pytest.raises(ValueError, match="schedule"):
         hd.distributed(abs, [1], pool=pool, schedule="guided")  # type: ignore[call-overload]
     assert sorted(pool.free) == cluster
+
+
+def test_a_worker_pool_lends_its_members_from_wherever_it_is(cluster: list[int]) -> None:
+    pool = hd.WorkerPool(cluster)
+    busy = pool.take()
+
+    def loop(pool: Any) -> list[int]:
+        pids: list[int] = hd.distributed(lambda _: [hd.myid()], range(6), reduce=operator.add, pool=pool)
+        return pids
+
+    free = [pid for pid in cluster if pid != busy]
+    for where in (1, cluster[0]):  # there it is a proxy
+        pids = hd.remotecall_fetch(loop, where, pool)
+        assert len(pids) == 6
+        assert set(pids) == set(free)
+    pool.put(busy)
+    assert sorted(pool.take(timeout=10) for _ in cluster) == cluster
+
+
+def test_a_pool_whose_worker_somebody_else_takes_just_then(cluster: list[int]) -> None:
+    """It said that one is free, and has none when it is asked for it: the loop goes on with what it has."""
+
+    class Contested(Pool):
+        def isready(self) -> bool:
+            return True
+
+        def take(self, timeout: float | None = None) -> int:
+            if not self.free:
+                assert timeout is not None, "this would wait for as long as somebody else has the worker"
+                raise TimeoutError
+            return self.free.pop()
+
+    pool = Contested(cluster)
+    taken = pool.take()
+    assert hd.distributed(lambda _: [hd.myid()], range(4), reduce=operator.add, pool=pool).count(cluster[0]) == 2
+    assert sorted([*pool.free, taken]) == cluster
 
 
 def test_a_coroutine_function_is_awaited(cluster: list[int]) -> None:

@@ -122,6 +122,33 @@ def test_a_worker_that_dies_with_its_large_partial_result(cluster: list[int], tr
     assert hd.distributed(item, range(3), reduce=operator.add).shape == (LARGE,)
 
 
+def test_a_neighbour_that_dies_with_what_the_left_one_needs(cluster: list[int], transport: str) -> None:
+    if transport == "memory":
+        pytest.skip("its workers live in this process")
+    (victim,) = hd.addprocs(1, transport=transport)
+
+    def end_of_the_third(a: Any, b: Any) -> Any:
+        """In the first round the third one's worker dies; in the second its value is wanted."""
+        import os
+        import time
+
+        if victim in hd.procs():
+            hd.remote_do(os._exit, victim, 6)
+        end = time.monotonic() + 20
+        while victim in hd.procs():
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        return a + b
+
+    with pytest.raises(hd.ProcessExitedException, match="exited with code 6") as caught:
+        hd.distributed(
+            lambda _: np.zeros(LARGE), range(3), reduce=end_of_the_third, procs=[cluster[0], cluster[1], victim]
+        )
+    assert caught.value.pid == victim
+    poll_for(lambda: hd.workers() == cluster)
+    assert hd.distributed(lambda _: np.zeros(LARGE), range(3), reduce=operator.add).shape == (LARGE,)
+
+
 def test_where_workers_are_not_connected_the_caller_combines(
     transport: str, cluster: list[int], run_python: Any
 ) -> None:

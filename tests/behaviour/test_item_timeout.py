@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,3 +123,25 @@ def test_no_thread_is_left(transport: str) -> None:
     hd.addprocs(1, transport=transport)
     hd.pmap(lambda x: sleeps_at(0, x), range(2), item_timeout=0.2, on_error=type)
     assert not [t for t in threading.enumerate() if "replacement" in t.name]
+
+
+def test_an_import_that_takes_too_long_comes_to_its_end(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half an extension module could not be imported a second time, by nobody on that worker."""
+    (tmp_path / "hd_slow_part.py").write_text("PART = True\n")
+    (tmp_path / "hd_slow_module.py").write_text(
+        "import time\ntime.sleep(0.4)\nimport hd_slow_part\nWHOLE = hd_slow_part.PART\n"
+    )
+    pids = hd.addprocs(1, transport=transport)
+    monkeypatch.syspath_prepend(tmp_path)  # not the worker's: it borrows both modules
+
+    def item(_: int) -> None:
+        import hd_slow_module  # type: ignore[import-not-found]  # noqa: F401
+
+        time.sleep(60)
+
+    with pytest.raises(TimeoutError, match=r"0\.2 seconds"):
+        hd.pmap(item, [0], item_timeout=0.2)
+    assert hd.workers() == pids
+    assert hd.remotecall_fetch(lambda: sys.modules["hd_slow_module"].WHOLE, pids[0])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from hybriddist.runtime import interrupts
 from hybriddist.runtime.interrupts import KNOCK, InterruptGuard
 from tests.helpers.polling import poll_for
 
@@ -161,3 +165,59 @@ def test_a_program_that_ignores_ctrl_c_keeps_ignoring_it() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def worker() -> Iterator[InterruptGuard]:
+    guard = InterruptGuard([shielded], [exposed], ignore_unless_exposed=True)
+    assert guard.install()
+    yield guard
+    poll_for(lambda: not guard.pending)
+    guard.uninstall()
+
+
+def module(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: str) -> None:
+    (folder / f"{name}.py").write_text(f"import signal, time\nsignal.raise_signal(signal.SIGINT)\n{body}\n")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_on_a_worker_an_import_ends_first(
+    worker: InterruptGuard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module(tmp_path, monkeypatch, "hd_struck", "time.sleep(0.02)\nDONE = True")
+
+    def import_and_wait() -> None:
+        importlib.import_module("hd_struck")
+        log.append("imported")
+        time.sleep(20)
+
+    log.clear()
+    with pytest.raises(KeyboardInterrupt):
+        exposed(import_and_wait)
+    assert sys.modules["hd_struck"].DONE
+    assert not worker.pending
+
+
+def test_an_import_without_end_is_struck(
+    worker: InterruptGuard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupts, "_MOST_IMPORT_SECONDS", 0.05)
+    module(tmp_path, monkeypatch, "hd_endless", "time.sleep(20)")
+    with pytest.raises(KeyboardInterrupt):
+        exposed(lambda: importlib.import_module("hd_endless") and None)
+    assert "hd_endless" not in sys.modules
+
+
+def test_an_import_is_no_shield(worker: InterruptGuard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside it a process can wait for an answer: that is how a worker borrows a module."""
+
+    class Finder:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            log.append(f"{name} {worker.is_shielded()}")
+
+    log.clear()
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
+    with pytest.raises(ModuleNotFoundError):
+        exposed(lambda: importlib.import_module("hd_nowhere") and None)
+    assert log == ["hd_nowhere False"]
