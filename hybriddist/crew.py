@@ -19,6 +19,7 @@ from hybriddist.errors import ClusterError, HybridDistError, ProcessExitedExcept
 from hybriddist.ids import DRIVER
 from hybriddist.placing import Placing
 from hybriddist.pools import AbstractWorkerPool
+from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.process import Process
 
 _TAKE_SECONDS: Final = 0.02
@@ -76,13 +77,18 @@ class Crew:
     def dismiss(self, pid: int) -> None:
         """There is nothing more for this worker."""
 
-    def replace(self, pid: int) -> None:
-        """End a worker that does not react, and start another one like it; returns at once."""
-        self._replacements += 1
-        self._process.spawn(lambda: self._replace(pid), "hybriddist-replacement")
+    def replace(self, pid: int, unit: Completion) -> None:
+        """End a worker that does not react, unless it does before that, and start another one like it.
 
-    def _replace(self, pid: int) -> None:
+        Returns at once.
+        """
+        self._replacements += 1
+        self._process.spawn(lambda: self._replace(pid, unit), "hybriddist-replacement")
+
+    def _replace(self, pid: int, unit: Completion) -> None:
         try:
+            if unit.done:
+                return
             new = self._process.fetch_call(replace_worker, DRIVER, (pid,), {})
             if new is not None:
                 self._join(new)

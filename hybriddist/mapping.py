@@ -46,8 +46,8 @@ from hybriddist.supply import Entry, Supply
 _LOOK_SECONDS: Final = 0.1
 """While there is something to give out, how often new workers are looked for at least."""
 
-_REACTION_SECONDS: Final = 1.0
-"""For an interrupted item to end; then its worker is given up."""
+_REACTION_SECONDS: Final = 2.0
+"""For an interrupted item to end; then its worker is given up. One was not enough on a machine with heavy load."""
 
 _IMPORT_SECONDS: Final = 30.0
 """An item that has not begun: its worker imports what the function needs. That has a limit too."""
@@ -386,7 +386,7 @@ class Mapping:
                 continue
             if unit.overdue:
                 unit.overdue = float("inf")  # once
-                self._crew.replace(unit.pid)
+                self._crew.replace(unit.pid, unit)
                 continue
             unit.overdue = now + _REACTION_SECONDS
             if unit.peer is None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import hybriddist as hd
+from tests.helpers.names import name_of
 
 pytestmark = [
     pytest.mark.leaks_by_module,
@@ -28,13 +29,13 @@ def all_is_well(cluster: list[int]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("pid", NO_PIDS, ids=repr)
+@pytest.mark.parametrize("pid", NO_PIDS, ids=name_of)
 def test_what_is_no_pid(call: Any, pid: Any, cluster: list[int]) -> None:
     with pytest.raises(TypeError, match=f"a pid is an integer, not {type(pid).__name__}"):
         call(abs, pid)
 
 
-@pytest.mark.parametrize("pid", NO_PIDS[1:], ids=repr)
+@pytest.mark.parametrize("pid", NO_PIDS[1:], ids=name_of)
 def test_a_future_on_what_is_no_pid(pid: Any, cluster: list[int]) -> None:
     with pytest.raises(TypeError, match="a pid is an integer"):
         hd.Future(pid)

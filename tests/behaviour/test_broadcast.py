@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import hybriddist as hd
+from tests.helpers import leaks
+from tests.helpers.names import name_of
 from tests.helpers.polling import poll_for
 
 pytestmark = [
@@ -131,7 +133,7 @@ def test_any_picklable_value(cluster: list[int]) -> None:
         assert hd.remotecall_fetch(look, pid, shared) == (N, (3, N), True, "x", 3.0)
 
 
-@pytest.mark.parametrize("value", [None, 0, "", b"", [], np.empty(0), np.array(5), lambda x: x + 1], ids=str)
+@pytest.mark.parametrize("value", [None, 0, "", b"", [], np.empty(0), np.array(5), lambda x: x + 1], ids=name_of)
 def test_small_and_empty_values(cluster: list[int], value: Any) -> None:
     shared = hd.broadcast(value)
     there = hd.remotecall_fetch(lambda shared: shared.value, cluster[0], shared)
@@ -242,9 +244,10 @@ def test_a_view_keeps_the_memory_and_nothing_else_does(cluster: list[int], table
 
 
 def test_nothing_stands_in_the_file_system(cluster: list[int], table: Any) -> None:
-    before = set(os.listdir("/dev/shm"))
+    ospids = {os.getpid(), *(hd.remotecall_fetch(os.getpid, pid) for pid in cluster)}
+    before = leaks.segments_of(*ospids)
     shared = hd.broadcast(table, pids=hd.procs_on_node())
-    assert set(os.listdir("/dev/shm")) <= before
+    assert leaks.segments_of(*ospids) <= before
     assert total(shared) == table.sum()
 
 

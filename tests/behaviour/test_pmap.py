@@ -18,6 +18,7 @@ from hybriddist.deadline import Deadline
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.current import current
 from hybriddist.runtime.waiting import wait_for_any
+from tests.helpers.names import name_of
 from tests.helpers.polling import poll_for
 
 pytestmark = [
@@ -86,7 +87,7 @@ def test_the_shortest_iterable_wins(cluster: list[int]) -> None:
     assert hd.pmap(operator.add, [1, 2, 3], endless) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("empty", [[], (), "", iter([]), {}, range(0), set()], ids=repr)
+@pytest.mark.parametrize("empty", [[], (), "", iter([]), {}, range(0), set()], ids=name_of)
 @pytest.mark.parametrize("distributed", [True, False])
 def test_no_items_give_no_results(empty: Any, distributed: bool, cluster: list[int]) -> None:
     assert hd.pmap(square, empty, distributed=distributed) == []

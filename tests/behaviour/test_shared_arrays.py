@@ -200,7 +200,7 @@ def test_no_size_costs_more_than_a_handle(cluster: list[int], transport: str) ->
     s = hd.SharedArray(256 << 20, np.uint8)
     process = this_process()
     for _ in range(2):
-        (body, buffers), _ = process.references._encode((s,), (), cluster[0])
+        body, buffers, _ = process.references._encode((s,), (), cluster[0])
         assert (len(body) < 500, list(buffers)) == (True, [])
         assert hd.remotecall_fetch(lambda x: x.nbytes, cluster[0], s) == 256 << 20
 

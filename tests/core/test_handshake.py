@@ -417,7 +417,7 @@ def test_protocol_versions_differ() -> None:
     error = mismatch.errors[Role.ACCEPTOR]
     assert isinstance(error, VersionMismatchError)
     assert f"this side runs protocol {PROTOCOL_VERSION} and" in str(error)
-    assert f"the peer runs protocol {0x0102} and" in str(error)
+    assert f"the peer runs protocol {0x0103} and" in str(error)
 
 
 def test_the_version_is_told_before_role_and_nonce_are_judged() -> None:

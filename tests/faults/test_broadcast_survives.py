@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import hybriddist as hd
+from tests.helpers import leaks
 from tests.helpers.polling import poll_for
 from tests.helpers.scripts import ScriptRunner
 
@@ -122,7 +123,6 @@ def die_on(pid: int) -> None:
 
 @pytest.mark.parametrize("end", ["sys.exit(3)", "os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_the_driver_ends(run_python: ScriptRunner, end: str) -> None:
-    before = set(os.listdir("/dev/shm"))
     done = run_python(
         f"""
         import os, signal, sys
@@ -132,11 +132,12 @@ def test_the_driver_ends(run_python: ScriptRunner, end: str) -> None:
         shared = hd.broadcast(np.ones({N}), pids=pids)
         f = lambda i: float(shared.value[i])
         hd.pmap(f, range(10))
-        print(hd.remotecall_fetch(os.getpid, 2), flush=True)
+        print(*hd.remotecall_all(os.getpid).values(), flush=True)
         {end}
         """,
         timeout=30,
     )
     assert done.returncode in (3, -signal.SIGKILL), done.stderr
-    assert done.stdout.strip().isdigit()
-    poll_for(lambda: set(os.listdir("/dev/shm")) <= before, what="nothing is left")
+    ospids = [int(word) for word in done.stdout.split()]
+    assert len(ospids) == 3
+    poll_for(lambda: not leaks.segments_of(*ospids), what="nothing is left")
