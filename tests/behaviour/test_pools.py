@@ -400,6 +400,7 @@ def test_a_pool_of_a_worker_lives_as_long_as_a_proxy(cluster: list[int]) -> None
     for pid in cluster:
         pool.put(pid)
     assert used_from_here(pool, 12) == set(cluster)
+    poll_for(lambda: hd.remotecall_fetch(all_are_free, cluster[0], pool))  # a proxy lends on another thread
     assert hd.remotecall_fetch(used_from_here, cluster[0], pool, 12) == set(cluster)
     poll_for(lambda: hd.live_references(cluster[0]) != before)
     del pool
