@@ -335,12 +335,12 @@ class Each:
         except BaseException as error:
             if process.is_copy:
                 end_copy(error)
-            reply(peer, number, Outcome.ERROR, captured.capture(error))
+            reply(peer, number, Outcome.ERROR, captured.capture(error), last=not self._items)
             return
         if process.is_copy:
             end_copy(None)
         if value is _DROPPED:
-            reply(peer, number, Outcome.CANCELLED, None)
+            reply(peer, number, Outcome.CANCELLED, None, last=not self._items)
         elif type(value) is CoroutineType:
             if not announced:
                 _announce(peer, number)  # it begins now, and has no result for a while
@@ -348,7 +348,7 @@ class Each:
             _start_coroutine(peer, call, None, value)
         else:
             nanoseconds = min(perf_counter_ns() - begun, MOST_NANOSECONDS)
-            reply(peer, number, Outcome.VALUE, value, nanoseconds=nanoseconds)
+            reply(peer, number, Outcome.VALUE, value, last=not self._items, nanoseconds=nanoseconds)
 
 
 def _announce(peer: Peer, call_id: int) -> None:
