@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import FunctionType
 from typing import Any, Final, TypeVar, overload
 
 from hybriddist.calls import remotecall_fetch
 from hybriddist.core import closures, mainspace, snippets
+from hybriddist.core.marks import ValueMark
 from hybriddist.on_each import as_pids, on_each, on_one
 from hybriddist.pools import AbstractWorkerPool
 from hybriddist.runtime.current import current
@@ -89,9 +91,9 @@ def everywhere(code: Any = _MISSING, procs: int | Iterable[int] | None = None, *
     _no_values(interpolated)
     pids = as_pids(procs)
     if isinstance(procs, Iterable) or procs is None:
-        on_each(pids, _define, (name, code), {}, f"defining {name}")
+        on_each(pids, _define, (name, code, _announce([name], [], pids)), {}, f"defining {name}")
     else:
-        remotecall_fetch(_define, pids[0], name, code)
+        remotecall_fetch(_define, pids[0], name, code, None)
     return code
 
 
@@ -215,8 +217,9 @@ def clear(
 # ---- what runs on each process --------------------------------------------------------------------------------------
 
 
-def _define(name: str, definition: Any) -> None:
-    mainspace.namespace()[name] = definition
+def _define(name: str, definition: Any, announcement: mainspace.Announcement | None) -> None:
+    with _defining(announcement):
+        mainspace.namespace()[name] = definition
     if isinstance(definition, FunctionType) and name in definition.__code__.co_freevars:
         # A local function that calls itself: its variable is bound only when the decorator has returned, there.
         cell = (definition.__closure__ or ())[definition.__code__.co_freevars.index(name)]
@@ -229,6 +232,8 @@ def _clear_here(names: list[str], module_name: str) -> None:
     for name in names:
         if module is not None and name in module.__dict__:
             module.__dict__[name] = None
+    if module_name == "__main__":
+        mainspace.ledger().book.forget(names)
 
 
 # ---- to all of them -------------------------------------------------------------------------------------------------
@@ -243,13 +248,29 @@ def _run(
     timeout: float | None = None,
 ) -> Any:
     if procs is None or isinstance(procs, Iterable):
-        on_each(pids, partial(_run_quietly, snippet), (values,), {}, what, timeout)
+        announcement = _announce(*snippets.used_names(snippet), pids)
+        on_each(pids, partial(_run_quietly, snippet, announcement), (values,), {}, what, timeout)
         return None
     return on_one(pids[0], snippets.run, (snippet, values), what, timeout)
 
 
-def _run_quietly(snippet: snippets.Snippet, values: dict[str, Any]) -> None:
-    snippets.run(snippet, values)  # its value may be what cannot travel, and nobody asked for it
+def _run_quietly(
+    snippet: snippets.Snippet, announcement: mainspace.Announcement | None, values: dict[str, Any]
+) -> None:
+    with _defining(announcement):
+        snippets.run(snippet, values)  # its value may be what cannot travel, and nobody asked for it
+
+
+def _announce(assigned: list[str], read: list[str], pids: list[int]) -> mainspace.Announcement | None:
+    """Announce names that this process is going to define together with others; None if it does not take part."""
+    own = current().pid
+    if own not in pids or all(pid == own for pid in pids):
+        return None
+    return mainspace.ledger().announce(assigned, read)
+
+
+def _defining(announcement: mainspace.Announcement | None) -> AbstractContextManager[None]:
+    return nullcontext() if announcement is None else mainspace.ledger().defining(announcement, ValueMark)
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------

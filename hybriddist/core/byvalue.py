@@ -4,9 +4,9 @@
 
 * A function whose globals are the script's `__main__` becomes a function of the receiver's `__main__`, and the globals
   it uses are put there (`core/mainspace.py`). cloudpickle would give it a private copy of them.
-* A class that comes home to the process that defined it is that class, and is left as it is. cloudpickle would write
-  the traveller's attributes over it.
+* A class is made once in each process, and comes home as what it is there (`core/classes.py`).
 * A function of `__main__` under `functools.lru_cache` goes by value, with an empty cache. Its own pickling names it.
+* So does a function under `functools.singledispatch`, with all that is registered. cloudpickle cannot send its cache.
 * Code keeps the name of its file, so that tracebacks show its lines. cloudpickle drops it from 3.1.3 on.
 * Large and read-only arrays, see `core/ndarrays.py`.
 
@@ -21,19 +21,16 @@ import io
 import pickle
 import sys
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from hybriddist.core import closures, mainspace, snapshots
+from hybriddist.core import classes, closures, mainspace
+from hybriddist.core.marks import ValueMark
 from hybriddist.core.ndarrays import ArrayReducer, BufferCollector
-
-_TRAVELLED: Final = "_abc_hybriddist_travelled"
-"""Attribute of a class that was rebuilt here from elsewhere. The prefix keeps `typing.Protocol` from counting it."""
 
 _NO_FILE: Final = "<dynamic-code>"
 """What cloudpickle puts in the place of a code's file name."""
-
-_CachedFunction: Final = type(functools.lru_cache(lambda: None))
 
 
 class Reducer:
@@ -66,11 +63,15 @@ class Reducer:
             return _with_file_name(thing, self._cloud.dispatch_table[kind](thing))
         if kind is types.FunctionType and (thing.__globals__ is self._main or thing.__module__ == "__mp_main__"):
             return _reduce_main_function(thing)
-        if kind is _CachedFunction and getattr(thing, "__module__", None) in closures.MAIN_MODULES:
+        if kind is closures.CachedFunction and getattr(thing, "__module__", None) in closures.MAIN_MODULES:
             return _make_cached, (thing.__wrapped__, thing.cache_parameters())
+        if kind is types.FunctionType and _is_generic(thing) and thing.__module__ in closures.MAIN_MODULES:
+            return _reduce_generic(thing)
+        if kind is weakref.WeakKeyDictionary:  # in what `functools.singledispatchmethod` makes of a method
+            return weakref.WeakKeyDictionary, (dict(thing),)
         reduction = self._cloud.reducer_override(thing)
         if isinstance(thing, type) and reduction is not NotImplemented and len(reduction) == 6:
-            return _mark_class(reduction)
+            return classes.reduce_class(thing, reduction)
         return reduction
 
 
@@ -124,7 +125,7 @@ def _reduce_main_function(function: types.FunctionType) -> Any:
         closures.used_submodules(function, reached),  # importing them is all that is wanted
         values,
         ledger.token,
-        ledger.outgoing(values, snapshots.ValueMark),
+        *ledger.outgoing(values, ValueMark),
     )
     # The cells come with the state, since one may hold the function itself: what it refers to is pickled once it is
     # known to the pickler.
@@ -139,38 +140,46 @@ def make_main_function(code: types.CodeType, cells: int) -> types.FunctionType:
 
 def fill_main_function(function: types.FunctionType, state: tuple[Any, ...]) -> None:
     """Give the function what it refers to, and `__main__` the globals it uses."""
-    attributes, fields, closure, _, values, sender, foreign = state
+    attributes, fields, closure, _, values, sender, labels, foreign = state
     function.__dict__.update(attributes)
     for field, value in zip(_FIELDS, fields, strict=True):
         setattr(function, field, value)
     for own, sent in zip(function.__closure__ or (), closure or (), strict=True):
         for content in closures.cell_contents(sent):
             own.cell_contents = content
-    mainspace.ledger().incoming(values, sender, foreign)
+    mainspace.ledger().incoming(values, sender, labels, foreign)
 
 
 def _make_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
 
 
-# ---- classes by value -------------------------------------------------------------------------------------------
+# ---- functions that choose by the type of their argument --------------------------------------------------------
+
+_GENERIC_CODE: Final = functools.singledispatch(lambda _: None).__code__  # type: ignore[attr-defined]
+_OF_GENERIC: Final = frozenset({"register", "dispatch", "registry", "_clear_cache"})
 
 
-def _mark_class(reduction: tuple[Any, ...]) -> Any:
-    """Have the class that is made at the other end say that it came from elsewhere.
-
-    A new class gets the mark with its first namespace. One that is found there by its tracking id keeps what it has:
-    the mark if it came earlier, none if it was defined there.
-    """
-    make, arguments, state, _, _, fill = reduction
-    if len(arguments) == 6 and isinstance(arguments[3], dict):  # not an enum, whose namespace is its members
-        namespace = {**arguments[3], _TRAVELLED: True}
-        return make, (*arguments[:3], namespace, *arguments[4:]), (fill, state), None, None, fill_class
-    return reduction
+def _is_generic(function: types.FunctionType) -> bool:
+    """Whether `functools.singledispatch` has made it."""
+    return function.__code__ is _GENERIC_CODE and hasattr(function, "registry")
 
 
-def fill_class(cls: type[Any], state: tuple[Callable[..., Any], Any]) -> None:
-    """Give a class its attributes, unless it is at home here: then its own definition counts."""
-    fill, attributes = state
-    if _TRAVELLED in cls.__dict__:
-        fill(cls, attributes)
+def _reduce_generic(function: Any) -> Any:
+    attributes = {name: value for name, value in function.__dict__.items() if name not in _OF_GENERIC}
+    state = (dict(function.registry), attributes, [getattr(function, field) for field in _FIELDS])
+    # All comes with the state: what is registered may refer to the function.
+    return _make_generic, (), state, None, None, _fill_generic
+
+
+def _make_generic() -> Any:
+    return functools.singledispatch(_fill_generic)
+
+
+def _fill_generic(function: Any, state: tuple[Any, ...]) -> None:
+    registry, attributes, fields = state
+    for kind, implementation in registry.items():
+        function.register(kind, implementation)
+    function.__dict__.update(attributes)
+    for field, value in zip(_FIELDS, fields, strict=True):
+        setattr(function, field, value)

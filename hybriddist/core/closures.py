@@ -18,6 +18,9 @@ from hybriddist.records import Record
 MAIN_MODULES: Final = frozenset({"__main__", "__mp_main__"})
 """The caller's script, also as `multiprocessing` names it in its children: every process has another one."""
 
+CachedFunction: Final = type(functools.lru_cache(lambda: None))
+"""What `functools.lru_cache` makes."""
+
 _READS: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "DELETE_GLOBAL"})
 """Instructions that need a global's value. Class bodies inside functions use the middle two."""
 

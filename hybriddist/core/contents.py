@@ -7,21 +7,34 @@ it, and why they are compared (`core/snapshots.py`).
 
 from __future__ import annotations
 
+import collections
 import operator
 import sys
 import types
 from collections.abc import Callable
 from typing import Any, Final
 
+from hybriddist.core import books
+
 Content = tuple[Callable[[Any], Any], Any, Any]
 """A reader, an object, and what was read of it."""
 
+SEQUENCES: Final = frozenset({list, set, collections.deque})
+"""Types whose content is their items."""
+
+MAPPINGS: Final = frozenset({dict, collections.OrderedDict, collections.Counter})
+"""Types whose content is their keys and values, in order."""
+
+SIZED: Final = (list, set, dict, collections.deque)
+"""Of these the length says whether the content is worth comparing."""
+
 _UNBOUND: Final = object()
 
-_OF_ANY_CLASS: Final = frozenset(
+OF_ANY_CLASS: Final = frozenset(
     {"__dict__", "__weakref__", "__doc__", "__annotations__", "__dataclass_fields__", "__dataclass_params__",
      "__match_args__", "__static_attributes__", "__firstlineno__", "__annotate_func__", "__annotations_cache__",
-     "__slots__", "__slotnames__"}
+     "__slots__", "__slotnames__", "_abc_impl"}
+    | books.OWN_ATTRIBUTES
 )  # fmt: skip
 """Attributes of a class that no run depends on, or that follow from the others."""
 
@@ -39,6 +52,10 @@ def is_unchanged(entry: Content) -> bool:
 
 def keys_and_values(value: dict[Any, Any]) -> tuple[Any, ...]:
     return (*value, *value.values())
+
+
+def default_dict(value: collections.defaultdict[Any, Any]) -> tuple[Any, ...]:
+    return (value.default_factory, *value, *value.values())
 
 
 def attributes(value: Any) -> tuple[Any, ...]:
@@ -60,7 +77,7 @@ def _is_bound(member: types.MemberDescriptorType, value: Any) -> bool:
 
 
 def class_parts(cls: type) -> tuple[Any, ...]:
-    attributes = {name: part for name, part in cls.__dict__.items() if name not in _OF_ANY_CLASS}
+    attributes = {name: part for name, part in cls.__dict__.items() if name not in OF_ANY_CLASS}
     return (*attributes, *attributes.values())
 
 

@@ -1,31 +1,39 @@
 """The receiver's side of "it runs in the worker's `__main__`": which globals came from where.
 
 A function of `__main__` travels with the globals it uses, and they are put into the receiver's `__main__`. Doing just
-that would harm in two ways: a worker's counter would be set back with each call, and an object that comes home to the
-script would bring stale copies of the script's own variables. So each process keeps a ledger of what it received::
+that would harm in two ways: a worker's counter or list would be set back with each call, and an object that comes home
+to the script would bring stale copies of the script's own variables. So each process keeps a ledger::
 
     script                                   worker
-    x = 1;  f reads x  ── x=1 of "script" ─►  x is set, ledger: x = 1 of "script"
+    x = 1;  f reads x  ── x=1 of "script" ─►  x is set, ledger: x is the script's, and its value number 4
                                               f rebinds x to 2
-    f again            ── x=1 of "script" ─►  the ledger has x = 1: nothing changed there, x stays 2
-    x = 5              ── x=5 of "script" ─►  news: x is set
+    f again            ── x=1, number 4  ──►  known: x stays 2
+    x = 5              ── x=5, number 7  ──►  news: x is set
     x stays 5          ◄─ x=2 of "script" ──  f, or an object whose class uses x, comes back: x is ours, it stays
 
-The ledger lives in the namespace it describes, under one name, so that it is replaced together with it. What this
-module does not know: pickles, connections, processes other than by their token.
+`core/books.py` has the numbers; classes that travel have books of their own. The ledger lives in the namespace it
+describes, under one name, so that it is replaced together with it.
+
+What `everywhere` runs on several processes, its caller among them, assigns names there without sending values. The
+caller announces numbers for them beforehand, and who has run the code without an error notes that it has these. Names
+that the code only reads may change by it too (`x.append(1)`): if the others had what the caller had, they still do.
+
+What this module does not know: pickles, connections, processes other than by their token.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from hybriddist.core.books import Book, Label, Mark, number_of_class
+from hybriddist.records import Record
 
 _KEY: Final = "__hybriddist_ledger__"
-_SCALARS: Final = frozenset({int, str, bytes, bool, type(None)})
-_LONG: Final = 1024
-"""Longer strings count by identity: comparing and keeping them would cost more than setting the name again."""
 
 
 def namespace() -> dict[str, Any]:
@@ -43,11 +51,17 @@ def ledger() -> Ledger:
     return found
 
 
-class Mark(Protocol):
-    """Remembers what went out under a name."""
+class Announcement(Record):
+    """Names that several processes are about to define alike."""
 
-    def matches(self, value: Any) -> bool:
-        """Whether it is this value, with the content that it has now."""
+    token: str
+    """Of the process that has them do it, and does it itself."""
+
+    numbers: Mapping[str, int]
+    """For the names that are assigned."""
+
+    read: tuple[str, ...]
+    """Names that are read, and whose values may change by that."""
 
 
 class Ledger:
@@ -55,22 +69,35 @@ class Ledger:
 
     Attributes:
         token: names this process in what it sends.
-        versions: how often a name has gone out with another value, or another content, than the time before. While
-            it stays, what was sent last is what a receiver has.
-        changes: the sum of the versions.
+        book: the values of the globals.
+        changes: another number whenever anything that went out or came in differs from the time before, be it of a
+            global or of a class. While it stays, what was sent last is what a receiver has.
     """
 
-    __slots__ = ("changes", "ospid", "received", "sent", "token", "versions")
+    __slots__ = ("_numbers", "book", "changes", "ospid", "token")
 
     def __init__(self) -> None:
         self.ospid = os.getpid()
         self.token = os.urandom(8).hex()
+        self.book = Book()
         self.changes = 0
-        self.versions: dict[str, int] = {}
-        self.received: dict[str, tuple[str, Any]] = {}
-        self.sent: dict[str, Mark] = {}
+        self._numbers = itertools.count(1)
 
-    def outgoing(self, values: Mapping[str, Any], mark: Callable[[Any], Mark]) -> dict[str, str]:
+    def __reduce__(self) -> Any:
+        return Ledger, ()  # another process begins its own
+
+    def tick(self) -> int:
+        """The next number."""
+        number = self.changes = next(self._numbers)
+        return number
+
+    def number(self, key: str | type[Any]) -> int:
+        """Of what was sent last of a global, or of a class."""
+        return self.book.number(key) if isinstance(key, str) else number_of_class(key)
+
+    def outgoing(
+        self, values: Mapping[str, Any], mark: Callable[[Any], Mark]
+    ) -> tuple[dict[str, Label], dict[str, str]]:
         """Note what goes out.
 
         Args:
@@ -78,47 +105,61 @@ class Ledger:
             mark: makes the marks (`core/snapshots.py`).
 
         Returns:
-            The tokens of the names that are not this process's own, which must go along.
+            The labels of the values, and the tokens of the names that are not this process's own. Both must go along.
         """
-        foreign: dict[str, str] = {}
-        for name, value in values.items():
-            before = self.sent.get(name)
-            if before is None or not before.matches(value):
-                self.versions[name] = self.versions.get(name, 0) + 1
-                self.sent[name] = mark(value)
-                self.changes += 1
-            if name in self.received:
-                foreign[name] = self.received[name][0]
-        return foreign
+        labels = self.book.outgoing(values, mark, self)
+        owners = ((name, self.book.owner(name)) for name in values)
+        return labels, {name: owner for name, owner in owners if owner is not None}
 
-    def incoming(self, values: Mapping[str, Any], sender: str, foreign: Mapping[str, str]) -> None:
+    def incoming(
+        self, values: Mapping[str, Any], sender: str, labels: Mapping[str, Label], foreign: Mapping[str, str]
+    ) -> None:
         """Put into `__main__` what is news here.
 
         Args:
             values: names and values that arrived.
             sender: the token of the process that sent them.
+            labels: of the values.
             foreign: tokens of the names that were not the sender's own.
         """
         main = namespace()
-        for name, value in values.items():
-            owner = foreign.get(name, sender)
-            entry = (owner, scalar_or_address(value))
-            known = name in main
-            if known and (owner == self.token or (type(entry[1]) is tuple and self.received.get(name) == entry)):
+        news: list[str] = []
+        kept: dict[int, Any] = {}  # what is here already, by the address of the copy that came now
+        for name, label in labels.items():
+            if name not in main:
+                news.append(name)
+            elif foreign.get(name, sender) == self.token or label[0] == self.token:
                 continue
-            main[name] = value
-            self.received[name] = entry
+            elif self.book.is_news(name, label):
+                news.append(name)
+            elif self.book.is_received(name, main[name]):
+                kept[id(values[name])] = main[name]
+        for name in news:
+            value = main[name] = kept.get(id(values[name]), values[name])  # two names of one object are so here
+            self.book.accept(name, value, labels[name], foreign.get(name, sender), self)
 
+    # ---- what `everywhere` defines ------------------------------------------------------------------------------
 
-def scalar_or_address(value: Any) -> Any:
-    """What tells one value of a name from another: (type, value) for short scalars, else the object's identity.
+    def announce(self, assigned: Iterable[str], read: Iterable[str] = ()) -> Announcement:
+        """Say what this process is about to define together with others."""
+        return Announcement(self.token, self.book.announce(assigned, self), tuple(read))
 
-    An address may be used again after the object died. The worst that follows is that an unchanged version hides
-    a change from a function cache, whose own check holds the objects and so keeps their addresses taken.
-    """
-    kind = type(value)
-    if kind in _SCALARS and (kind is int or kind is bool or value is None or len(value) <= _LONG):
-        return (kind, value)
-    if kind is float:
-        return (kind, value.hex())  # -0.0 equals 0.0, and nan does not equal itself
-    return id(value)
+    @contextmanager
+    def defining(self, announcement: Announcement, mark: Callable[[Any], Mark]) -> Iterator[None]:
+        """Around the code, on each process. If it raises, nothing is known of the names."""
+        main = namespace()
+        is_ours = announcement.token == self.token
+        unchanged = self.book.unchanged(announcement.read, main) if is_ours else []
+        own = {name for name in announcement.numbers if name in main and self.book.owner(name) is None}
+        yield
+        for name in unchanged:
+            if name in main:
+                self.book.renew(name, mark(main[name]))
+        for name, number in announcement.numbers.items():
+            if name not in main:  # deleted again
+                continue
+            if is_ours:
+                self.book.settle(name, (self.token, number), mark(main[name]))
+            else:
+                owner = None if name in own else announcement.token
+                self.book.accept(name, main[name], (announcement.token, number), owner, self)

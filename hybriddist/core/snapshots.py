@@ -20,6 +20,7 @@ What this module does not know: keys, pickles, connections.
 
 from __future__ import annotations
 
+import collections
 import functools
 import sys
 import types
@@ -56,7 +57,7 @@ class Snapshot:
     drops them).
     """
 
-    __slots__ = ("_by_pickling", "_changes", "_contents", "_functions", "_items", "_ledger", "_sizes", "_versions")
+    __slots__ = ("_by_pickling", "_changes", "_contents", "_functions", "_items", "_ledger", "_numbers", "_sizes")
 
     def __init__(self) -> None:
         self._contents: list[contents.Content] = []
@@ -69,10 +70,10 @@ class Snapshot:
         self._sizes: list[tuple[Mapping[str, Any], int]] = []
         """Of dicts that count as a whole."""
         self._ledger: mainspace.Ledger | None = None
-        self._versions: dict[str, int] = {}
-        """Of names in `__main__`: which of their values was sent last."""
+        self._numbers: dict[str | type[Any], int] = {}
+        """Of names in `__main__`, and of its classes: which of their values was sent last."""
         self._changes = -1
-        """Of the ledger, when the versions were last found to be the same."""
+        """Of the ledger, when the numbers were last found to be the same."""
 
     @classmethod
     def take(cls, function: Any, *, by_code: bool = False) -> Snapshot | None:
@@ -86,10 +87,15 @@ class Snapshot:
         return taken if _Taker(taken, function, by_code=by_code).succeeds(function, in_global=False) else None
 
     @classmethod
-    def of_global(cls, value: Any) -> Snapshot | None:
-        """The same for the value of a global of `__main__`, whose content may change."""
+    def of_value(cls, value: Any, *, is_attribute: bool = False) -> Snapshot | None:
+        """Of the value of a global of `__main__`, or of an attribute of a class, whose content may change.
+
+        What has a number of its own is left out, since it is seen there whether that has changed: the globals of
+        functions of `__main__`, and the attributes of classes.
+        """
         taken = cls()
-        return taken if _Taker(taken, object()).succeeds(value, in_global=True) else None
+        taker = _Taker(taken, object(), alone=True)
+        return taken if taker.succeeds(value, in_global=True, is_attribute=is_attribute) else None
 
     def settled(self, function: Any, *, by_code: bool = False) -> Snapshot | None:
         """The snapshot to keep once the function was pickled: what went out just now is what the other end will have.
@@ -140,44 +146,20 @@ class Snapshot:
 
     def _is_latest(self, ledger: mainspace.Ledger) -> bool:
         changes = ledger.changes
-        for name, version in self._versions.items():
-            if ledger.versions.get(name, 0) != version:
+        for key, number in self._numbers.items():
+            if ledger.number(key) != number:
                 return False
         self._changes = changes
         return True
 
 
-class ValueMark:
-    """What went out under a name of `__main__`, for the ledger (`mainspace.Mark`)."""
-
-    __slots__ = ("_key", "_snapshot", "_value")
-
-    def __init__(self, value: Any) -> None:
-        self._key = mainspace.scalar_or_address(value)
-        self._snapshot: Snapshot | None = None
-        self._value: Any = None
-        if not self._is_compared_by_key(value):
-            self._snapshot = Snapshot.of_global(value)
-            if self._snapshot is not None:
-                self._value = value
-
-    def matches(self, value: Any) -> bool:
-        """Whether it is the same value, and certainly has the same content."""
-        if self._key != mainspace.scalar_or_address(value):
-            return False
-        if self._is_compared_by_key(value):
-            return True
-        return self._snapshot is not None and self._value is value and self._snapshot.is_current(value)
-
-    def _is_compared_by_key(self, value: Any) -> bool:
-        return type(self._key) is tuple or isinstance(value, types.FunctionType | types.ModuleType)
-
-
 class _Taker:
     """Fills a snapshot."""
 
-    def __init__(self, snapshot: Snapshot, function: Any, *, by_code: bool = False) -> None:
+    def __init__(self, snapshot: Snapshot, function: Any, *, by_code: bool = False, alone: bool = False) -> None:
         self._snapshot = snapshot
+        self._alone = alone
+        """Whether what has a number of its own is left out."""
         self._itself = function
         self._by_code = by_code
         self._seen: set[int] = set()
@@ -186,10 +168,11 @@ class _Taker:
         self._in_global = False
         """Whether what is looked at belongs to a global of `__main__`: then its content may be remembered."""
 
-    def succeeds(self, value: Any, *, in_global: bool) -> bool:
+    def succeeds(self, value: Any, *, in_global: bool, is_attribute: bool = False) -> bool:
         """Take the value of the snapshot in, whatever it is."""
+        self._in_global = in_global
         try:
-            return self.is_certain_global(value) if in_global else self.is_certain(value)
+            return self._is_certain_attribute(value) if is_attribute else self.is_certain(value)
         except Exception:  # nested too deeply, changed by another thread meanwhile, or its __hash__ raises
             return False
 
@@ -218,11 +201,13 @@ class _Taker:
         if kind is types.ModuleType:
             return sys.modules.get(value.__name__) is value
         if isinstance(value, type):
-            return closures.is_named(value) or (self._in_global and self._is_certain_class(value))
+            return self._alone or closures.is_named(value) or (self._in_global and self._is_certain_class(value))
         if kind is types.BuiltinFunctionType:
             return closures.is_named(value)
         if kind is types.FunctionType:
             return closures.is_named(value) or self._is_certain_function(value)
+        if kind is closures.CachedFunction:  # it goes with an empty cache
+            return closures.is_named(value) or self.is_certain(value.__wrapped__)
         if kind is functools.partial:
             return not value.__dict__ and all(map(self.is_certain, (value.func, value.args))) and (
                 self._are_certain(value.keywords)
@@ -235,12 +220,14 @@ class _Taker:
     def _is_certain_content(self, value: Any) -> bool:
         """Take in something that may change, and whose content can be compared."""
         kind = type(value)
-        if kind in (list, set, dict) and len(value) > _MOST_ELEMENTS:
+        if isinstance(value, contents.SIZED) and len(value) > _MOST_ELEMENTS:
             return False
-        if kind is list or kind is set:
+        if kind in contents.SEQUENCES:
             return self._is_held(tuple, value)
-        if kind is dict:
+        if kind in contents.MAPPINGS:
             return self._is_held(contents.keys_and_values, value)
+        if kind is collections.defaultdict:
+            return self._is_held(contents.default_dict, value)
         if kind is bytearray:
             return len(value) <= _MOST_BYTES and self._is_held(bytes, value)
         if contents.is_plain_array(value):
@@ -264,6 +251,7 @@ class _Taker:
         if type(cls) is not type or cls.__module__ not in closures.MAIN_MODULES:
             return False
         whole = self._snapshot
+        self._note_number(cls)
         if not _PICKLING.isdisjoint(cls.__dict__):
             if whole._by_pickling is None:
                 whole._by_pickling = Snapshot()
@@ -277,16 +265,17 @@ class _Taker:
         content = contents.class_parts(cls)
         self._snapshot._contents.append((contents.class_parts, cls, content))
         self._elements += len(content)
-        for part in content:
-            if isinstance(part, staticmethod | classmethod):
-                part = part.__func__
-            if contents.is_generated(part):
-                continue
-            accessors = (part.fget, part.fset, part.fdel) if type(part) is property else (part,)
-            for accessor in accessors:
-                if not isinstance(accessor, types.MemberDescriptorType) and not self.is_certain(accessor):
-                    return False
-        return True
+        return all(map(self._is_certain_attribute, content))
+
+    def _is_certain_attribute(self, part: Any) -> bool:
+        if isinstance(part, staticmethod | classmethod):
+            part = part.__func__
+        if contents.is_generated(part):
+            return True
+        accessors = (part.fget, part.fset, part.fdel) if type(part) is property else (part,)
+        return all(
+            isinstance(accessor, types.MemberDescriptorType) or self.is_certain(accessor) for accessor in accessors
+        )
 
     def _is_certain_function(self, function: types.FunctionType) -> bool:
         """Take in a function that goes by value. Running it does not depend on its annotations."""
@@ -320,18 +309,21 @@ class _Taker:
                 tuple(captured),
             )
         )
-        for name in usage.globals:
+        for name in () if main and self._alone else usage.globals:
             value = namespace.get(name, _MISSING)
             # One that is missing is a builtin, or will be defined: then the snapshot is no longer current.
             if value is not _MISSING:
                 if not (self.is_certain_global(value) if main else self.is_certain(value)):
                     return False
                 if main:
-                    if self._snapshot._ledger is None:
-                        self._snapshot._ledger = mainspace.ledger()
-                    self._snapshot._versions[name] = self._snapshot._ledger.versions.get(name, 0)
+                    self._note_number(name)
             self._snapshot._items.append((namespace, name, self._held(value)))
         return self.is_certain(function.__defaults__) and self._are_certain(function.__kwdefaults__ or {})
+
+    def _note_number(self, key: str | type[Any]) -> None:
+        if self._snapshot._ledger is None:
+            self._snapshot._ledger = mainspace.ledger()
+        self._snapshot._numbers[key] = self._snapshot._ledger.number(key)
 
     def _are_certain(self, mapping: Mapping[str, Any]) -> bool:
         """Take in keyword defaults or a partial's keywords: a dict that nobody changes, but somebody could."""

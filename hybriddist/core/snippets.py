@@ -140,6 +140,18 @@ def run(snippet: Snippet, values: Mapping[str, Any]) -> Any:
                 main.pop(name, None)
 
 
+def used_names(snippet: Snippet) -> tuple[list[str], list[str]]:
+    """The globals that running the snippet assigns by itself, not in functions that it calls; and the other names that
+    it, or a function that it defines, mentions: attributes are among them."""
+    import dis
+
+    codes = [code for code in (snippet.body, snippet.last) if code is not None]
+    instructions = (instruction for code in codes for instruction in dis.get_instructions(code))
+    assigned = {i.argval for i in instructions if i.opname in ("STORE_NAME", "STORE_GLOBAL")}
+    mentioned = {name for code in codes for name in (*code.co_names, *_inner_names(code))}
+    return sorted(assigned), sorted(mentioned - assigned)
+
+
 def run_imports(imports: list[tuple[types.CodeType, bool]]) -> None:
     """Run import statements for their effect: the modules are loaded, and no name is bound.
 

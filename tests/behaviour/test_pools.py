@@ -8,6 +8,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -400,7 +401,7 @@ def test_a_pool_of_a_worker_lives_as_long_as_a_proxy(cluster: list[int]) -> None
     for pid in cluster:
         pool.put(pid)
     assert used_from_here(pool, 12) == set(cluster)
-    poll_for(lambda: hd.remotecall_fetch(all_are_free, cluster[0], pool))  # a proxy lends on another thread
+    poll_for(partial(hd.remotecall_fetch, all_are_free, cluster[0], pool))  # a proxy's loans end on another thread
     assert hd.remotecall_fetch(used_from_here, cluster[0], pool, 12) == set(cluster)
     poll_for(lambda: hd.live_references(cluster[0]) != before)
     del pool

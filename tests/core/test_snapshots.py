@@ -10,7 +10,8 @@ import pytest
 
 from hybriddist.core import payload
 from hybriddist.core.definitions import Definitions
-from hybriddist.core.snapshots import Snapshot, ValueMark
+from hybriddist.core.marks import ValueMark
+from hybriddist.core.snapshots import Snapshot
 
 SETUP = """
 import dataclasses, functools, types
@@ -89,7 +90,8 @@ def test_a_change_is_seen(script: Any, value: str, change: str) -> None:
     assert mark.matches(script.v)
     exec(change, script.__dict__)
     assert not snapshot.is_current(script.f)
-    assert not mark.matches(script.v)
+    # Classes have marks of their own for their attributes.
+    assert mark.matches(script.v) == change.startswith("Plain.")
 
 
 @pytest.mark.parametrize("value", sorted({value for value, _ in CHANGES}))
