@@ -352,8 +352,11 @@ def __getattr__(name: str) -> Any:
 
             value = globals()[name] = getattr(import_module(home), name)
             return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    missing = f"module {__name__!r} has no attribute {name!r}"
+    if name == "SSHManager":
+        missing += ": workers on other hosts over SSH are not built yet"
+    raise AttributeError(missing)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

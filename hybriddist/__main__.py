@@ -43,6 +43,10 @@ class UsageError(Exception):
     """The command line makes no sense; the text says why."""
 
 
+class NotBuiltError(UsageError):
+    """It will make sense in a later version."""
+
+
 @dataclass(slots=True)
 class Command:
     """What the command line asks for.
@@ -85,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = parse(sys.argv[1:] if arguments is None else arguments)
     except UsageError as error:
         print(f"hybriddist: {error}\nTry 'hybriddist --help'.", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, NotBuiltError) else 1
     if command.shows == "--help":
         print(_HELP, end="")
         return 0
@@ -155,6 +159,8 @@ def _take_program(command: Command, words: list[str]) -> None:
         if not word[2:] and not words:
             raise UsageError(f"{word} needs a value")
         command.what = word[2:] or words.pop(0)
+    elif word == "doctor":
+        raise NotBuiltError("'hybriddist doctor' is not built yet; a script of that name is ./doctor")
     else:
         command.kind, command.what = "script", word
     command.arguments = words

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from hybriddist.asyncmap_tasks import Ended, Item, LoopTasks, Threads
 from hybriddist.deadline import NEVER, Deadline
+from hybriddist.ids import as_whole
 from hybriddist.outcomes import common_length, common_shape, flat, in_shape
 from hybriddist.retrying import is_async
 from hybriddist.runtime.current import current
@@ -75,7 +76,7 @@ def asyncmap(
     if not iterables:
         raise TypeError("asyncmap needs at least one iterable")
     if batch_size is not None:
-        _check_count("batch_size", batch_size)
+        batch_size = _count("batch_size", batch_size)
     limit = _limit(ntasks, iterables)
     shape = common_shape(iterables)
     items = zip(*(flat(iterable) for iterable in iterables), strict=False)
@@ -86,11 +87,13 @@ def asyncmap(
     return results if shape is None else in_shape(results, shape)
 
 
-def _check_count(name: str, count: Any) -> None:
-    if type(count) is not int:
-        raise TypeError(f"{name} must be a whole number of 1 and more, not {type(count).__name__}")
+def _count(name: str, value: Any) -> int:
+    count = as_whole(value)
+    if count is None:
+        raise TypeError(f"{name} must be a whole number of 1 and more, not {type(value).__name__}")
     if count < 1:
-        raise ValueError(f"{name} must be a whole number of 1 and more, not {count!r}")
+        raise ValueError(f"{name} must be a whole number of 1 and more, not {count}")
+    return count
 
 
 def _limit(ntasks: int | Callable[[], int] | None, iterables: Sequence[Any]) -> Callable[[], int]:
@@ -100,14 +103,11 @@ def _limit(ntasks: int | Callable[[], int] | None, iterables: Sequence[Any]) -> 
     if ntasks is None:
         length = common_length(iterables)
         ntasks = _MOST_BY_DEFAULT if length is None else min(_MOST_BY_DEFAULT, max(1, length))
-    _check_count("ntasks", ntasks)
-    return partial(int, ntasks)
+    return partial(int, _count("ntasks", ntasks))
 
 
 def _asked(ntasks: Callable[[], int]) -> int:
-    count = ntasks()
-    _check_count("what ntasks returns", count)
-    return count
+    return _count("what ntasks returns", ntasks())
 
 
 def _numbered(items: Iterator[tuple[Any, ...]], size: int | None) -> Iterator[Item]:

@@ -252,6 +252,8 @@ def _place(where: Any) -> Any:
     if where == "any":
         workers = current().membership.workers()
         return workers[next(current().turns) % len(workers)]
+    if isinstance(where, str):
+        raise TypeError(f'a pid is an integer, not str; a worker pool will do, or "any", but not {where!r}')
     return where
 
 

@@ -164,6 +164,7 @@ class RemoteChannel(Reference):
         Raises:
             TimeoutError: none within ``timeout``; no item is lost.
             InvalidStateException, RemoteException: the channel is closed and empty; the store's ``take`` raised.
+            RemoteException: of `SerializeError`: the item cannot be pickled. It stays the oldest one of its channel.
             DeserializeError: the item cannot be rebuilt here; it is gone.
             ProcessExitedException: the process of the channel is gone.
         """
@@ -295,7 +296,7 @@ class RemoteChannel(Reference):
                     raise TimeoutError(f"the operation was not possible within {timeout} seconds: {self!r}")
             outcome = completion.outcome
             if outcome == Outcome.CLOSED:
-                error = InvalidStateException(f"the channel is closed: {self!r}")
+                error = InvalidStateException(f"the channel is closed: {self!r}", state="closed")
                 raise RemoteException(self.where, CapturedException(error, ""))
             if outcome == Outcome.CANCELLED:  # not by us
                 self._check_alive()

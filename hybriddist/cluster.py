@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import operator
+import os
 import secrets
 import threading
 import warnings
@@ -116,12 +117,40 @@ def addprocs(what: Any = None, /, **keywords: Any) -> list[int]:
         return error.pids
 
 
+def _addprocs_in_full(
+    n: int | ClusterManager | None = None,
+    *,
+    restrict: bool = True,
+    transport: str = "auto",
+    dir: str | os.PathLike[str] | None = None,
+    exename: Any = None,
+    exeflags: Any = None,
+    env: dict[str, str] | None = None,
+    topology: str = "all_to_all",
+    lazy: bool = True,
+    enable_threaded_blas: bool = False,
+    timeout: float | None = None,
+    on_failure: str = "raise",
+    **of_the_manager: Any,
+) -> list[int]:
+    """What `addprocs` shows of itself. It cannot be written so: a manager has defaults of its own, so it matters what
+    was given.
+    """
+    raise NotImplementedError
+
+
+addprocs.__dict__["__wrapped__"] = _addprocs_in_full  # `inspect.signature` and `help` follow it
+
+
 def _local_manager(count: Any, restrict: Any) -> LocalManager:
     _true_or_false("restrict", restrict)
     if count is None:
         return LocalManager(None, restrict)
     if isinstance(count, bool) or not hasattr(type(count), "__index__"):
-        raise TypeError(f"addprocs takes a number of workers or a ClusterManager, not {type(count).__name__}")
+        text = f"addprocs takes a number of workers or a ClusterManager, not {type(count).__name__}"
+        if isinstance(count, str | list | tuple):
+            text += ": workers on other hosts over SSH are not built yet; a ClusterManager of your own can start some"
+        raise TypeError(text)
     return LocalManager(operator.index(count), restrict)
 
 
@@ -306,9 +335,15 @@ def cluster_cookie(cookie: str | None = None) -> str:
 
 
 def shutdown() -> None:
-    """Remove every worker and close everything; `addprocs` may follow. Also run at interpreter exit."""
+    """Remove every worker and close everything; `addprocs` may follow. Also run at interpreter exit.
+
+    Raises:
+        NotDriverError: called on a worker.
+    """
     process = current()
-    if process.pid == DRIVER and process.owner is not None:
+    if process.pid != DRIVER:
+        raise NotDriverError("Only process 1 can shut the cluster down")
+    if process.owner is not None:
         cluster = cluster_of(process)
         shut_down(cluster)
         atexit.unregister(cluster.at_exit)
@@ -316,6 +351,6 @@ def shutdown() -> None:
         become(fresh)
         if len(cluster.events):  # they are for all workers, also of the next addprocs
             cluster_of(fresh).events = cluster.events
-    elif process.pid == DRIVER and not process.is_copy:  # no workers so far, but there may be an event loop
+    elif not process.is_copy:  # no workers so far, but there may be an event loop
         process.close()
         become(Process(DRIVER, cookie=process.cookie, membership=process.membership))

@@ -6,15 +6,22 @@ down a chain of calls, where each step would begin to count anew. Only the monot
 
 from __future__ import annotations
 
+import math
+from _thread import TIMEOUT_MAX
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 
 class Deadline:
     """An absolute end in monotonic time, or none.
 
     Args:
-        timeout: seconds from now; ``None`` for no limit. Negative counts as zero.
+        timeout: seconds from now, any kind of number; ``None`` for no limit, and so is what no lock can wait for
+            (some hundred years, or infinity). Negative counts as zero.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not-a-number.
 
     Example:
         >>> Deadline(None).remaining() is None
@@ -26,9 +33,8 @@ class Deadline:
     __slots__ = ("_end",)
 
     def __init__(self, timeout: float | None) -> None:
-        if timeout is not None and not isinstance(timeout, int | float):
-            raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}")
-        self._end = None if timeout is None else monotonic() + max(0.0, timeout)
+        seconds = math.inf if timeout is None else _seconds(timeout)
+        self._end = None if seconds > TIMEOUT_MAX else monotonic() + max(0.0, seconds)
 
     def remaining(self) -> float | None:
         """Seconds left, never negative; ``None`` without a limit."""
@@ -44,6 +50,19 @@ class Deadline:
         if self._end is not None and (other._end is None or self._end < other._end):
             return self
         return other
+
+
+def _seconds(timeout: Any) -> float:
+    kind = type(timeout)
+    if kind is bool or not (hasattr(kind, "__float__") or hasattr(kind, "__index__")):
+        raise TypeError(f"timeout must be a number of seconds or None, not {kind.__name__}")
+    try:
+        seconds = float(timeout)
+    except OverflowError:  # a whole number without any sense of measure
+        return math.inf if timeout > 0 else 0.0
+    if math.isnan(seconds):
+        raise ValueError("timeout must be a number of seconds or None, not nan")
+    return seconds
 
 
 NEVER: Final = Deadline(None)

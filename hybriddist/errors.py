@@ -30,7 +30,7 @@ The tree::
     ├── SerializationError
     │   ├── SerializeError        raised before anything is sent
     │   └── DeserializeError      the connection stays up
-    ├── InvalidStateException     a closed channel, a second put
+    ├── InvalidStateException     a closed channel, a second put  .state
     └── InternalError             our bug
 
     CompositeException            an ExceptionGroup: several failures in order of submission
@@ -282,7 +282,16 @@ class DeserializeError(SerializationError):
 
 
 class InvalidStateException(HybridDistError):
-    """The object is in the wrong state: a closed channel, a future that already has its value."""
+    """The object is in the wrong state: a closed channel, a future that already has its value.
+
+    Attributes:
+        state: "closed" (a channel), "set" (a future that was to get a second value), "released" (a reference that was
+            finalized, or whose value or channel is gone); None where no one of these words fits.
+    """
+
+    def __init__(self, *args: object, state: str | None = None) -> None:
+        super().__init__(*args)
+        self.state = state
 
 
 class InternalError(HybridDistError):

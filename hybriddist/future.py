@@ -99,7 +99,7 @@ class Future(Reference):
             DeserializeError: the value cannot be unpickled here.
             InvalidStateException: the reference was finalized.
         """
-        if self._outcome is None:
+        if self._outcome is None or timeout is not None:
             self._learn(timeout)
         return self._result()
 
@@ -111,8 +111,8 @@ class Future(Reference):
         Raises:
             TimeoutError, RemoteException, ProcessExitedException, InvalidStateException: as `fetch`.
         """
-        if self._outcome is None:
-            if self._request is not None or self.where == self._process.pid:
+        if self._outcome is None or timeout is not None:
+            if self._request is not None or self._outcome is not None or self.where == self._process.pid:
                 self._learn(timeout)
             else:
                 source = self._begin_to("_waiting", Operation.WAIT)
@@ -155,7 +155,7 @@ class Future(Reference):
             if self._outcome == LOST:
                 self._result()
             if not unknown:
-                raise InvalidStateException(f"Future can be set only once: {self!r} already has its value")
+                raise InvalidStateException(f"Future can be set only once: {self!r} already has its value", state="set")
             if self.where == process.pid:
                 process.store.put(self._rrid, value)
                 return self
@@ -284,6 +284,7 @@ class Future(Reference):
 
     def _learn(self, timeout: float | None) -> None:
         """Wait for the end and keep it here."""
+        Deadline(timeout)  # raises if it is no number, also where there is nothing to wait for
         source = self._begin()
         if source is not None:
             self._wait_for(source, timeout)
@@ -335,7 +336,7 @@ class Future(Reference):
         """Give the reference up now. Whoever waits on this handle is told so."""
         with self._lock:
             sources = [source for source in (self._request, self._waiting) if source is not None]
-            self._remember(LOST, InvalidStateException(f"{self!r} was finalized: it cannot be used any more"))
+            self._remember(LOST, InvalidStateException(f"{self!r} was finalized: it is of no use", state="released"))
         for completion, peer in sources:
             if peer is not None and self._process.abandon(peer, completion, self._value):
                 # Who waits may be asleep on the connection itself, and wakes when something comes.
@@ -394,7 +395,6 @@ def _revive_dead() -> Future:
     """A reference that went through something that is no cluster: nobody counts it, and it has no value."""
     future = _new(current(), 0, _DEAD)
     future._outcome = LOST
-    future._value = InvalidStateException(
-        "this Future was pickled outside of the cluster (to a file or by another library): the reference is dead"
-    )
+    text = "this Future was pickled outside of the cluster (to a file or by another library): the reference is dead"
+    future._value = InvalidStateException(text)
     return future

@@ -22,6 +22,16 @@ class RRID(Record):
     id: int
 
 
+def as_whole(value: Any) -> int | None:
+    """``value`` as an int if it is an integer of any kind (numpy's too) and no truth value; None if not."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # an array has it, and only some can
+        return None
+
+
 def as_pid(value: Any) -> int:
     """``value`` as a pid: integers of every kind (numpy's too) are, truth values are not.
 

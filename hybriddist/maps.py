@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Final, Literal
 
 from hybriddist.crew import Crew, PoolCrew
+from hybriddist.ids import as_whole
 from hybriddist.mapping import Mapping
 from hybriddist.maps_here import iterate_here
 from hybriddist.outcomes import Outcomes, PassingOutcomes, checked_delays, common_length, common_shape, flat, in_shape
@@ -98,11 +99,22 @@ def pmap(
     return outcomes.results if shape is None else in_shape(outcomes.results, shape)
 
 
-def imap(f: Callable[..., Any], /, *iterables: Any, **keywords: Any) -> Iterator[Any]:
+def imap(
+    f: Callable[..., Any],
+    /,
+    *iterables: Any,
+    distributed: bool = True,
+    batch_size: BatchSize = 1,
+    on_error: Callable[[BaseException], Any] | None = None,
+    retry_delays: Iterable[float] = (),
+    retry_check: Callable[[Any, BaseException], Any] | None = None,
+    progress: bool = False,
+    item_timeout: float | None = None,
+) -> Iterator[Any]:
     """`pmap` as a generator: results in input order, while the input is still being read. It may be endless.
 
     Args:
-        f, *iterables, **keywords: as `pmap`.
+        f, *iterables, and the keywords: as `pmap`. They are checked now, not when the first result is asked for.
 
     Yields:
         The results. Not much more is read than was taken: some items a worker, more if they are quick. When it is
@@ -119,24 +131,32 @@ def imap(f: Callable[..., Any], /, *iterables: Any, **keywords: Any) -> Iterator
 
     Source: `multiprocessing.pool.Pool.imap`, with a bound.
     """
-    return _iterate(f, iterables, keywords, ordered=True)
+    task = _Task.checked(
+        "imap", f, iterables, distributed, batch_size, on_error, retry_delays, retry_check, item_timeout
+    )
+    return _results(task, ordered=True, shown=progress)
 
 
-def imap_unordered(f: Callable[..., Any], /, *iterables: Any, **keywords: Any) -> Iterator[Any]:
+def imap_unordered(
+    f: Callable[..., Any],
+    /,
+    *iterables: Any,
+    distributed: bool = True,
+    batch_size: BatchSize = 1,
+    on_error: Callable[[BaseException], Any] | None = None,
+    retry_delays: Iterable[float] = (),
+    retry_check: Callable[[Any, BaseException], Any] | None = None,
+    progress: bool = False,
+    item_timeout: float | None = None,
+) -> Iterator[Any]:
     """`imap`, with the results as they come.
 
     Source: `multiprocessing.pool.Pool.imap_unordered`, with a bound.
     """
-    return _iterate(f, iterables, keywords, ordered=False)
-
-
-def _iterate(
-    f: Callable[..., Any], iterables: tuple[Any, ...], keywords: dict[str, Any], *, ordered: bool
-) -> Iterator[Any]:
-    """Check everything now, and not when the first result is asked for."""
-    shown = keywords.pop("progress", False)
-    task = _Task.of_keywords("imap" if ordered else "imap_unordered", f, iterables, **keywords)
-    return _results(task, ordered=ordered, shown=shown)
+    task = _Task.checked(
+        "imap_unordered", f, iterables, distributed, batch_size, on_error, retry_delays, retry_check, item_timeout
+    )
+    return _results(task, ordered=False, shown=progress)
 
 
 def _results(task: _Task, *, ordered: bool, shown: bool) -> Iterator[Any]:
@@ -205,25 +225,6 @@ class _Task(Record):
     item_timeout: float | None
 
     @classmethod
-    def of_keywords(
-        cls,
-        name: str,
-        f: Callable[..., Any],
-        iterables: tuple[Any, ...],
-        *,
-        distributed: bool = True,
-        batch_size: BatchSize = 1,
-        on_error: Callable[[BaseException], Any] | None = None,
-        retry_delays: Iterable[float] = (),
-        retry_check: Callable[[Any, BaseException], Any] | None = None,
-        item_timeout: float | None = None,
-    ) -> _Task:
-        """With the keywords of `imap`."""
-        return cls.checked(
-            name, f, iterables, distributed, batch_size, on_error, retry_delays, retry_check, item_timeout
-        )
-
-    @classmethod
     def checked(
         cls,
         name: str,
@@ -251,7 +252,8 @@ class _Task(Record):
             raise TypeError(f"{name} needs at least one iterable")
         for iterable in iterables:
             iter(flat(iterable))
-        if batch_size != "auto" and (type(batch_size) is not int or batch_size < 1):
+        size = 0 if isinstance(batch_size, str) and batch_size == "auto" else as_whole(batch_size) or -1
+        if size < 0:
             raise ValueError(f"batch_size must be a whole number of 1 and more, or 'auto', not {batch_size!r}")
         for keyword, function in (("on_error", on_error), ("retry_check", retry_check)):
             if function is not None and not callable(function):
@@ -262,9 +264,8 @@ class _Task(Record):
             item_timeout = float(item_timeout)
             if not 0 < item_timeout < math.inf:
                 raise ValueError(f"item_timeout must be more than 0 seconds, not {item_timeout!r}")
-            batch_size = 1
+            size = 1
         common_shape(iterables)
-        size = 0 if batch_size == "auto" else batch_size
         return cls(
             f, pool, iterables, bool(distributed), size, on_error, checked_delays(retry_delays), retry_check,
             item_timeout,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, ParamSpec, TypeVar, overload
 
+from hybriddist.ids import as_whole
 from hybriddist.outcomes import checked_seconds, original_of, try_again
 
 P = ParamSpec("P")
@@ -72,8 +73,10 @@ class ExponentialBackOff:
     jitter: float = 0.1
 
     def __post_init__(self) -> None:
-        if type(self.n) is not int or self.n < 0:
+        n = as_whole(self.n)
+        if n is None or n < 0:
             raise ValueError(f"n must be a whole number of 0 and more, not {self.n!r}")
+        object.__setattr__(self, "n", n)
         for field in fields(self)[1:]:
             _check_number(field.name, getattr(self, field.name))
         if self.jitter > 1:

@@ -122,6 +122,8 @@ class Course:
         self._places: list[int] = [0] * len(parts)
         self._errors: dict[int, Exception] = {}
         """Of chunks that were never sent."""
+        self._left: set[int] = set()
+        """Chunks that did not come to their ends because the program came to its own, with its workers: no news."""
         self._lock = allocate_lock()
         """Guards the two counts, the waiting chunks and the cancelling."""
         self._waiting = deque(range(len(parts)))
@@ -180,6 +182,8 @@ class Course:
             try:
                 self._call(index).fetch()
             except ProcessExitedException as error:
+                if _program_ends() or self._process.leaving.is_set():
+                    self._left.add(index)
                 self._end_lane(error)
         elif self._waiting:
             self._process.executor.submit(partial(self._go_on, pid))
@@ -209,6 +213,8 @@ class Course:
                 return
             left = list(self._waiting)
             self._waiting.clear()
+        if _program_ends() or self._process.leaving.is_set():
+            self._left.update(left)
         for index in left:
             self._errors[index] = error
             self._places[index] = error.pid
@@ -299,7 +305,7 @@ class Course:
 
     def _show(self) -> None:
         failures = self.failures()
-        if not failures or sys.stderr is None:
+        if self._left.issuperset(index for index, _ in failures) or sys.stderr is None:
             return
         lines = ["hybriddist: a distributed loop failed, and nobody waited for it:"]
         for index, error in failures:

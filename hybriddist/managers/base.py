@@ -24,7 +24,10 @@ Operation = str
 
 
 class WorkerConfig:
-    """What a manager knows of one worker. Every field is ``None`` until it is assigned.
+    """What a manager knows of one worker. Every field is ``None`` until it is assigned; a subclass may have others.
+
+    Raises:
+        AttributeError: a name is assigned that is none of the fields.
 
     Attributes:
         io: a binary file to read the worker's announcement and output from, such as ``Popen.stdout``.
@@ -42,34 +45,45 @@ class WorkerConfig:
         max_parallel: how many connections to its host are made at once.
         connect_at: what another worker's `ClusterManager.connect` needs to know.
         process: the handle of the process or session that was started.
-        ospid: the operating system's number of the worker.
+        ospid: the operating system's number of the worker; known when it has joined.
+        cpu_threads: how many CPUs it may use, as it says itself when it joins; also what ``count="auto"`` comes to.
         environ: a dict of the manager's own.
         ident: the worker's name in a custom topology.
         connect_idents: the names that it connects to in a custom topology.
         enable_threaded_blas: whether numeric libraries may use threads in it.
     """
 
+    io: Any
+    host: str | None
+    port: int | None
+    count: int | str | None
+    exename: Any
+    exeflags: Any
+    userdata: Any
+    tunnel: bool | None
+    multiplex: bool | None
+    forward: Any
+    bind_addr: str | None
+    sshflags: Any
+    max_parallel: int | None
+    connect_at: Any
+    process: Any
+    ospid: int | None
+    cpu_threads: int | None
+    environ: dict[str, Any] | None
+    ident: Any
+    connect_idents: Any
+    enable_threaded_blas: bool | None
+
     def __init__(self) -> None:
-        self.io: Any = None
-        self.host: str | None = None
-        self.port: int | None = None
-        self.count: int | str | None = None
-        self.exename: Any = None
-        self.exeflags: Any = None
-        self.userdata: Any = None
-        self.tunnel: bool | None = None
-        self.multiplex: bool | None = None
-        self.forward: Any = None
-        self.bind_addr: str | None = None
-        self.sshflags: Any = None
-        self.max_parallel: int | None = None
-        self.connect_at: Any = None
-        self.process: Any = None
-        self.ospid: int | None = None
-        self.environ: dict[str, Any] | None = None
-        self.ident: Any = None
-        self.connect_idents: Any = None
-        self.enable_threaded_blas: bool | None = None
+        self.__dict__.update(dict.fromkeys(WorkerConfig.__annotations__))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A subclass may have fields of its own; here another name is a slip that would change nothing, silently.
+        if type(self) is WorkerConfig and name not in WorkerConfig.__annotations__:
+            known = ", ".join(WorkerConfig.__annotations__)
+            raise AttributeError(f"WorkerConfig has no field {name!r}; it has {known}", name=name, obj=self)
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         shown = {name: value for name, value in vars(self).items() if value is not None and name != "environ"}

@@ -150,7 +150,7 @@ class Cluster:
         member = membership.require(pid)
         member.ospid, member.host, member.addresses = answer["ospid"], answer["host"], answer["addresses"]
         member.ident, member.connect_idents = config.ident, config.connect_idents
-        member.cpus = answer["cpus"]
+        member.cpus = config.cpu_threads = answer["cpus"]
         if streams:
             member.streams, member.connect_at = streams, connect_at(config)
         self._ends[pid] = Completion()

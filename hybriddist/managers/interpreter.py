@@ -118,22 +118,32 @@ def check_environment(env: Any) -> dict[str, str]:
     return dict(env)
 
 
-def working_directory() -> str | None:
-    """The driver's directory; ``None`` if it has been removed."""
+def working_directory(wanted: str | os.PathLike[str] | None = None) -> str | None:
+    """The workers' directory: the driver's, or what ``wanted`` is to it; ``None`` if the driver's has been removed.
+
+    Raises:
+        LaunchError: it has been removed, and ``wanted`` is relative to it.
+    """
     try:
-        return os.getcwd()
+        return os.getcwd() if wanted is None else str(Path(wanted).absolute())
     except FileNotFoundError:
-        return None
+        if wanted is None:
+            return None
+        text = f"the current directory has been removed, so dir={os.fspath(wanted)!r} is nowhere: give an absolute dir="
+        raise LaunchError(text, stage="start") from None
 
 
 def module_path(extra: str | None = None) -> list[str]:
-    """The driver's ``sys.path``, absolute.
+    """The driver's ``sys.path``, absolute. Relative entries mean nothing once the driver's directory is removed.
 
     Args:
         extra: a ``PYTHONPATH`` given for the workers; its entries come first.
     """
     first = [entry for entry in (extra or "").split(os.pathsep) if entry]
-    entries = [os.path.abspath(entry) for entry in [*first, *sys.path] if isinstance(entry, str)]
+    entries = [entry for entry in [*first, *sys.path] if isinstance(entry, str)]
+    if working_directory() is None:
+        entries = [entry for entry in entries if os.path.isabs(entry)]
+    entries = [os.path.abspath(entry) for entry in entries]
     return list(dict.fromkeys(entries))
 
 

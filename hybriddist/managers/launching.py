@@ -140,6 +140,9 @@ class Launch:
             config = self._launched[index]
             with self._changed:
                 self._begun = index + 1
+                if not isinstance(config, WorkerConfig):
+                    self._failures.append((index, _no_config(self._manager, config)))
+                    continue
                 pid = self._register(config, self._manager)
             self._spawn(partial(self._bring_in, pid, config, index), pid, index)
 
@@ -162,9 +165,10 @@ class Launch:
     # ---- one worker's way into the cluster, on a thread of its own ----------------------------------------------
 
     def _bring_in(self, pid: int, config: WorkerConfig, index: int) -> None:
-        name = self._hosts[pid] = config.host or "localhost"  # as the user wrote it
+        name = self._hosts[pid] = "localhost"
         stage: list[str] = ["announce"]
         try:
+            name = self._hosts[pid] = config.host or name  # as the user wrote it
             self._connect_and_join(pid, config, stage)
             self._bring_in_further(pid, config, index)
         except BaseException as error:
@@ -249,7 +253,7 @@ class Launch:
             self._cluster.abandon(pid, ExitReason("it was never started"))
         except BaseException as problem:
             if failure is not None:
-                failure.add_note(f"ending it failed too: {problem}")
+                failure.add_note(f"ending it failed too: {_words(problem)}")
         with self._changed:
             if failure is not None:
                 self._failures.append((index, failure))
@@ -341,6 +345,19 @@ def _as_exception(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else _raised(error)
 
 
+def _no_config(manager: ClusterManager, what: Any) -> TypeError:
+    name = type(manager).__name__
+    return TypeError(f"{name}.launch appended {what!r} to launched, which takes a WorkerConfig for each worker")
+
+
+def _words(error: BaseException) -> str:
+    """What an exception says; it may be a user's, and fail at that."""
+    try:
+        return str(error)
+    except Exception:
+        return type(error).__name__
+
+
 def _raised(error: BaseException) -> LaunchError:
     made = LaunchError(f"the cluster manager raised {error!r}")
     made.__cause__ = error
@@ -352,6 +369,8 @@ def _launch_error(error: Exception, host: str, stage: str) -> LaunchError:
         return error
     tail = error.stderr_tail if isinstance(error, ProcessExitedException) else ""
     kind = LaunchTimeout if isinstance(error, TimeoutError) else LaunchError
-    made = kind(f"the worker was started but could not be used: {error}", host=host, stage=stage, stderr_tail=tail)
+    made = kind(
+        f"the worker was started but could not be used: {_words(error)}", host=host, stage=stage, stderr_tail=tail
+    )
     made.__cause__ = error
     return made

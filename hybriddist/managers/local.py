@@ -18,7 +18,6 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, Final
 
@@ -205,7 +204,7 @@ class LocalManager(ClusterManager):
         directory = params.get("dir")
         options = WorkerOptions(
             bind_host="127.0.0.1" if self.restrict else "",
-            cwd=interpreter.working_directory() if directory is None else str(Path(directory).absolute()),
+            cwd=interpreter.working_directory(directory),
             worker_timeout_seconds=context.settings.worker_timeout_seconds,
             silence_limit_seconds=context.settings.silence_limit_seconds,
             enable_threaded_blas=threaded,

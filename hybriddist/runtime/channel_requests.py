@@ -104,7 +104,9 @@ class RequestAsker(Asker):
         try:
             if self.operation == _INDEX:
                 raise AssertionError  # its ticket is a Waiter
-            reply(peer, self.call_id, _VALUE, item.open() if item.__class__ is Packed else item)
+            taken_from = self.channel if self.operation == _TAKE else None
+            unsent = None if taken_from is None else partial(taken_from.give_back, item, self)
+            reply(peer, self.call_id, _VALUE, item.open() if item.__class__ is Packed else item, unsent=unsent)
         except BaseException as error:
             reply(peer, self.call_id, Outcome.ERROR, captured.capture(error))
 
@@ -148,7 +150,8 @@ class ChannelRequests:
             entry = self._process.store.made(rrid, Channel(1))
         backing = None if entry is None else entry.content
         if not isinstance(backing, Channel | Keeper):
-            raise InvalidStateException(f"the reference was released: there is no channel behind {rrid} any more")
+            text = f"the reference was released: there is no channel behind {rrid} any more"
+            raise InvalidStateException(text, state="released")
         return backing
 
     def request(self, peer: Peer, request: Request) -> None:

@@ -387,7 +387,7 @@ def check_item(item: Any, kind: type) -> None:
 
 def closed(channel: Any) -> InvalidStateException:
     """The exception of operations on a closed channel."""
-    return InvalidStateException(f"the channel is closed: {channel!r}")
+    return InvalidStateException(f"the channel is closed: {channel!r}", state="closed")
 
 
 def _copy(capacity: float, kind: type, items: Sequence[Any], is_open: bool) -> Channel:

@@ -101,7 +101,7 @@ class Store:
         with self._lock:
             entry = self.entry(rrid)
             if not _take(entry):
-                raise InvalidStateException(f"Future can be set only once: {rrid} already has its value")
+                raise InvalidStateException(f"Future can be set only once: {rrid} already has its value", state="set")
         entry.complete(outcome, content)  # outside of the lock: callbacks may come back to the store
 
     def put(self, rrid: RRID, value: Any) -> None:
@@ -214,6 +214,7 @@ def _end(entries: list[Completion]) -> None:
     """
     for entry in entries:
         if _take(entry):
-            error = InvalidStateException("the reference was released: there is no value behind it any more")
+            text = "the reference was released: there is no value behind it any more"
+            error = InvalidStateException(text, state="released")
             entry.complete(Outcome.ERROR, captured.capture(error))
     entries.clear()

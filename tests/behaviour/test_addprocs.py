@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 import signal
@@ -92,6 +93,25 @@ def test_wrong_arguments_start_nothing(arguments: dict[str, Any], error: type[Ex
     assert hd.addprocs(1) == [before + 1]
 
 
+def test_the_signature_is_the_documented_one() -> None:
+    names = "n restrict transport dir exename exeflags env topology lazy enable_threaded_blas timeout on_failure"
+    first, *others, rest = inspect.signature(hd.addprocs).parameters.values()
+    assert [first.name, *(other.name for other in others)] == names.split()
+    assert first.default is None
+    assert {other.kind for other in others} == {inspect.Parameter.KEYWORD_ONLY}
+    assert rest.kind is inspect.Parameter.VAR_KEYWORD
+    defaults = {other.name: other.default for other in others}
+    assert defaults == {**hd.LocalManager(1).default_addprocs_params(), "restrict": True, "on_failure": "raise"}
+
+
+def test_machines_are_for_later() -> None:
+    for machines in (["host"], "user@host", [("host", 2)]):
+        with pytest.raises(TypeError, match=r"a number of workers or a ClusterManager.*SSH are not built yet"):
+            hd.addprocs(machines)
+    with pytest.raises(AttributeError, match="SSH are not built yet"):
+        hd.SSHManager  # noqa: B018
+
+
 def test_a_negative_number_in_each_spelling() -> None:
     for what in (-1, -(10**30), hd.LocalManager(-1)):
         with pytest.raises(ValueError, match="n, the number of workers to add, must not be negative: -1"):
@@ -134,7 +154,8 @@ def test_a_manager_of_ones_own_gets_whatever_is_given() -> None:
 
 def test_only_the_driver_adds_and_removes() -> None:
     (pid,) = hd.addprocs(1)
-    for function, arguments in ((hd.addprocs, (1,)), (hd.rmprocs, (pid,)), (hd.interrupt, ())):
+    drivers = ((hd.addprocs, (1,)), (hd.rmprocs, (pid,)), (hd.interrupt, ()), (hd.shutdown, ()))
+    for function, arguments in drivers:
         with pytest.raises(hd.RemoteException, match="Only process 1 can") as info:
             hd.remotecall_fetch(function, pid, *arguments)
         assert isinstance(info.value.__cause__, hd.NotDriverError)
@@ -295,6 +316,20 @@ def test_directory(tmp_path: Path) -> None:
     assert hd.remotecall_fetch(os.getcwd, here) == os.getcwd()
     with pytest.raises(FileNotFoundError):
         Path("here.txt").read_text()
+
+
+def test_from_a_directory_that_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.syspath_prepend("")
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for keywords in ({}, {"exename": sys.executable}):
+        there, somewhere = hd.addprocs(1, dir=tmp_path, **keywords) + hd.addprocs(1, **keywords)
+        assert hd.remotecall_fetch(os.getcwd, there) == str(tmp_path)
+        assert hd.remotecall_fetch(abs, somewhere, -1) == 1
+        with pytest.raises(hd.LaunchError, match=r"current directory has been removed.* give an absolute dir="):
+            hd.addprocs(1, dir="relative", **keywords)
 
 
 def test_missing_directory() -> None:

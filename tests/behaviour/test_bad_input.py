@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -115,21 +118,62 @@ def test_wrong_arguments_of_the_function_are_its_own_error(cluster: list[int]) -
 @pytest.mark.parametrize("where", ["any ", "Any", "ANY", ":any"])
 def test_only_the_literal_any_is_special(where: str, cluster: list[int]) -> None:
     for call in (hd.spawnat, hd.fetchfrom):
-        with pytest.raises(TypeError, match="a pid is an integer"):
+        with pytest.raises(TypeError, match=f"a pid is an integer.* a worker pool .* \"any\".* not '{where}'"):
             call(where, abs)
     with pytest.raises(TypeError, match="a pid is an integer"):
         hd.remotecall(abs, "any")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("timeout", ["1", (1,), object()], ids=lambda timeout: type(timeout).__name__)
+@pytest.mark.parametrize(
+    "timeout", ["1", (1,), object(), True, float("nan"), np.float32("nan")], ids=lambda timeout: type(timeout).__name__
+)
 def test_what_is_no_timeout(timeout: Any, cluster: list[int]) -> None:
+    error = ValueError if timeout != timeout else TypeError
     for pid in (1, cluster[0]):
-        future = hd.Future(pid)
-        for verb in (future.fetch, future.wait, future.result):
-            with pytest.raises(TypeError, match="number of seconds"):
-                verb(timeout=timeout)
-        future.put(1)
-        assert future.fetch() == 1
+        future, channel = hd.Future(pid), hd.RemoteChannel(pid)
+        verbs = (future.fetch, future.wait, future.result, channel.take, channel.fetch, channel.wait)
+        for done in (False, True):
+            for verb in verbs:
+                with pytest.raises(error, match="number of seconds"):
+                    verb(timeout=timeout)
+            if not done:
+                future.put(1)
+                channel.put(1)
+        assert future.fetch() == channel.take() == 1
+    for call in (lambda: hd.rmprocs(waitfor=timeout), lambda: hd.addprocs(0, timeout=timeout)):
+        with pytest.raises(error, match="number of seconds"):
+            call()
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32, np.uint8, Fraction, Decimal], ids=lambda kind: kind.__name__)
+def test_numbers_of_every_kind_are_timeouts(kind: Any, cluster: list[int]) -> None:
+    for pid in (1, cluster[0]):
+        assert hd.remotecall(abs, pid, -1).fetch(timeout=kind(60)) == 1
+        assert hd.RemoteChannel(pid).put(2, timeout=kind(60)).take(timeout=kind(60)) == 2
+        with pytest.raises(TimeoutError):
+            hd.Future(pid).fetch(timeout=kind(0))
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8], ids=lambda kind: kind.__name__)
+def test_integers_of_every_kind_are_counts(kind: Any, cluster: list[int]) -> None:
+    assert hd.pmap(abs, [-1, -2, -3], batch_size=kind(2)) == [1, 2, 3]
+    assert list(hd.imap(abs, [-1, -2, -3], batch_size=kind(2))) == [1, 2, 3]
+    assert hd.asyncmap(abs, [-1, -2, -3], ntasks=kind(2)) == [1, 2, 3]
+    assert hd.asyncmap(abs, [-1, -2, -3], ntasks=lambda: kind(2)) == [1, 2, 3]
+    assert hd.asyncmap(list, [1, 2, 3], batch_size=kind(2)) == [(1,), (2,), (3,)]
+    assert len(list(hd.ExponentialBackOff(kind(2)))) == 2
+
+
+@pytest.mark.parametrize("count", [True, 2.0, "2", np.float64(2), np.array([1, 2]), 0], ids=repr)
+def test_what_is_no_count(count: Any, cluster: list[int]) -> None:
+    with pytest.raises(ValueError, match="batch_size must be a whole number"):
+        hd.pmap(abs, [1], batch_size=count)
+    for keywords in ({"ntasks": count}, {"batch_size": count}, {"ntasks": lambda: count}):
+        with pytest.raises((TypeError, ValueError), match="must be a whole number"):
+            hd.asyncmap(abs, [1], **keywords)
+    if not isinstance(count, int) or count is True:
+        with pytest.raises(ValueError, match="n must be a whole number"):
+            hd.ExponentialBackOff(count)
 
 
 def test_a_negative_timeout_is_over_at_once(cluster: list[int]) -> None:
@@ -142,3 +186,14 @@ def test_a_negative_timeout_is_over_at_once(cluster: list[int]) -> None:
 def test_an_endless_timeout(cluster: list[int]) -> None:
     for timeout in (float("inf"), 1e300, 10**9):
         assert hd.remotecall(abs, cluster[0], -1).fetch(timeout=timeout) == 1
+
+
+def test_unknown_keywords_of_maps_are_theirs(cluster: list[int]) -> None:
+    for name in ("pmap", "imap", "imap_unordered"):
+        with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'foo'"):
+            getattr(hd, name)(abs, [1], foo=1)
+
+
+def test_lazy_maps_show_what_they_take() -> None:
+    shown = inspect.signature(hd.pmap).parameters
+    assert inspect.signature(hd.imap).parameters == inspect.signature(hd.imap_unordered).parameters == shown

@@ -78,6 +78,8 @@ def raises_closed(function: Callable[[], Any]) -> None:
     with pytest.raises((hd.InvalidStateException, hd.RemoteException), match="closed") as caught:
         function()
     assert is_closed_error(caught.value)
+    error: Any = caught.value.__cause__ if isinstance(caught.value, hd.RemoteException) else caught.value
+    assert pickle.loads(pickle.dumps(error)).state == error.state == "closed"
 
 
 def waiting_at(channel: Any) -> int:
@@ -590,6 +592,32 @@ def test_what_cannot_be_sent(cluster: list[int]) -> None:
     mine.put(threading.Lock())
     with pytest.raises(hd.RemoteException, match="cannot pickle"):
         hd.remotecall_fetch(lambda c: c.take(), cluster[0], mine)
+
+
+@pytest.mark.parametrize("capacity", [0, 3])
+@pytest.mark.parametrize("first", ["the item", "the taker"])
+def test_an_item_that_cannot_be_sent_stays_the_oldest(first: str, capacity: int, cluster: list[int]) -> None:
+    mine = hd.RemoteChannel(lambda: hd.Channel(capacity))
+    lock = threading.Lock()
+
+    def put() -> None:
+        mine.put(lock)
+        mine.put("next")
+
+    if first == "the taker":
+        taken = hd.remotecall(lambda c: c.take(), cluster[0], mine)
+        poll_for(lambda: waiting_at(mine) == 1)
+        putting = in_thread(put)
+    else:
+        putting = in_thread(put)
+        poll_for(mine.isready)
+        taken = hd.remotecall(lambda c: c.take(), cluster[0], mine)
+    with pytest.raises(hd.RemoteException, match="cannot pickle"):
+        taken.fetch()
+    assert mine.take(timeout=10) is lock
+    assert hd.remotecall_fetch(lambda c: c.take(timeout=10), cluster[0], mine) == "next"
+    putting()
+    assert mine.isempty()
 
 
 def test_wrong_arguments_of_the_operations(make: Make) -> None:

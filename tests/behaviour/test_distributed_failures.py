@@ -232,6 +232,36 @@ def test_the_end_of_the_program_tells(kept: str, end: str, cluster: list[int], r
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize(("kept", "end"), [("loop = ", ""), ("", "raise ValueError('in flight')")])
+def test_what_only_the_end_of_the_program_ended_is_no_failure(
+    kept: str, end: str, cluster: list[int], run_python: ScriptRunner
+) -> None:
+    done = run_python(
+        f"""
+        import threading, time
+        import hybriddist as hd
+
+        hd.addprocs(2)
+        def f(x):
+            started.put(x)
+            time.sleep(100)
+        started = hd.RemoteChannel()
+        for channel in (hd.RemoteChannel(2), hd.RemoteChannel()):
+            threading.Thread(target=channel.take, daemon=True).start()
+        {kept}hd.distributed(f, range(5), schedule="dynamic")
+        started.take()
+        started.take()
+        {end}
+        """
+    )
+    if not end:
+        assert (done.stderr, done.returncode) == ("", 0)
+    else:
+        assert done.stderr.startswith("Traceback")
+        assert done.stderr.endswith("\nValueError: in flight\n")
+        assert done.stderr.count("hybriddist") == 0
+
+
 def test_without_workers(cluster: list[int], run_python: ScriptRunner) -> None:
     """On the calling thread, with the same values and errors; loops without a reducer on another thread."""
     done = run_python(

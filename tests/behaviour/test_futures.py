@@ -73,8 +73,9 @@ def test_none_is_a_value(where: int) -> None:
 def test_a_second_put_fails_and_changes_nothing(where: int) -> None:
     future = hd.Future(where)
     future.put(1)
-    with pytest.raises(hd.InvalidStateException, match="only once"):
+    with pytest.raises(hd.InvalidStateException, match="only once") as caught:
         future.put(2)
+    assert caught.value.state == "set"
     assert future.fetch() == 1
     with pytest.raises(hd.InvalidStateException, match="only once"):
         future.put(3)
@@ -89,6 +90,7 @@ def test_a_second_put_by_another_process_fails(where: int, cluster: list[int]) -
     with pytest.raises(hd.RemoteException) as caught:
         hd.remotecall_fetch(lambda f: f.put(3), cluster[2], future)
     assert isinstance(caught.value.__cause__, hd.InvalidStateException)
+    assert caught.value.__cause__.state == "set"
     assert future.fetch() == 1
 
 

@@ -263,3 +263,45 @@ def test_a_further_one_that_cannot_start_is_reported_and_the_first_stays() -> No
     (pid,) = info.value.pids
     assert hd.workers() == [pid]
     assert hd.remotecall_fetch(hd.myid, pid) == pid
+
+
+# ---- what it may get wrong in its launch --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("notifies", [True, False])
+def test_launch_appends_what_is_no_config(notifies: bool) -> None:
+    class Wrong(Plain):
+        def launch(self, params: Any, launched: Any, notify: Any) -> None:
+            launched.append(5)
+            if notifies:
+                notify()
+            super().launch(params, launched, notify)
+
+    text = "Wrong.launch appended 5 to launched, which takes a WorkerConfig"
+    with pytest.raises(TypeError, match=text):
+        hd.addprocs(Wrong(0), timeout=30)
+    with pytest.raises(hd.CompositeException, match="1 of the workers could not") as info:
+        hd.addprocs(Wrong(1), timeout=30)
+    assert info.value.pids == hd.workers() != [1]
+    assert text in str(info.value.exceptions[0])
+
+
+def test_an_error_that_cannot_say_what_it_is() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    class Silent(Plain):
+        def connect(self, pid: int, config: hd.WorkerConfig) -> Any:
+            raise Mute
+
+    with pytest.raises(hd.CompositeException) as info:
+        hd.addprocs(Silent(), timeout=30)
+    assert "could not be used: Mute" in str(info.value.exceptions[0])
+
+
+def test_the_config_of_a_worker_that_has_joined() -> None:
+    (pid,) = hd.addprocs(Plain())
+    config = cluster_of(current()).configs[pid]
+    assert config.ospid == hd.remotecall_fetch(os.getpid, pid)
+    assert config.cpu_threads == hd.remotecall_fetch(usable_cpus, pid)

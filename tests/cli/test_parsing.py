@@ -109,3 +109,10 @@ def test_a_file_that_is_not_there(words: list[str], command_line: CommandLine, t
     done = command_line(*words)
     expected = f"hybriddist: can't open file {str(tmp_path / 'nowhere.py')!r}: [Errno 2] No such file or directory\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+
+
+def test_what_is_not_built_yet(command_line: CommandLine) -> None:
+    for words in (["doctor"], ["-p", "1", "doctor", "--machine-file", "hosts"]):
+        done = command_line(*words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("hybriddist: 'hybriddist doctor' is not built yet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from hybriddist.managers.base import ClusterManager, WorkerConfig, default_addpr
 FIELDS = [
     "io", "host", "port", "count", "exename", "exeflags", "userdata",
     "tunnel", "multiplex", "forward", "bind_addr", "sshflags", "max_parallel", "connect_at",
-    "process", "ospid", "environ", "ident", "connect_idents", "enable_threaded_blas",
+    "process", "ospid", "cpu_threads", "environ", "ident", "connect_idents", "enable_threaded_blas",
 ]
 # fmt: on
 
@@ -36,6 +37,24 @@ def test_every_field_is_none_and_assignable() -> None:
         setattr(config, name, 1)
     with pytest.raises(TypeError):
         WorkerConfig("localhost")  # type: ignore[call-arg]
+
+
+def test_a_field_that_there_is_not_is_refused() -> None:
+    class Own(WorkerConfig):
+        def __init__(self) -> None:
+            super().__init__()
+            self.job = 7
+
+    with pytest.raises(AttributeError, match=r"no field 'hots'; it has io, host, port"):
+        WorkerConfig().hots = 1  # type: ignore[attr-defined]
+    own = pickle.loads(pickle.dumps(_with_host(WorkerConfig())))
+    assert own.host == "h"
+    assert (Own().job, Own().host) == (7, None)
+
+
+def _with_host(config: WorkerConfig) -> WorkerConfig:
+    config.host = "h"
+    return config
 
 
 def test_repr_shows_what_is_assigned_but_not_the_managers_own() -> None:
