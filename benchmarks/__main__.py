@@ -38,6 +38,7 @@ BENCHMARKS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "array-1mb": array_sizes.one_megabyte,
     "array-64kb": array_sizes.sixty_four_kilobytes,
     "exchange": array_sizes.exchange,
+    "empty": array_sizes.in_place,
     "steady": array_sizes.steady,
     "shared-array": shared_arrays.passing,
     "broadcast": large_values.broadcast,

@@ -9,6 +9,8 @@ from functools import partial
 from statistics import median
 from time import perf_counter
 
+import numpy as np
+
 import hybriddist as hd
 from benchmarks.large_arrays import ITEMS, Array, held, size, warm_copy
 from benchmarks.round_trip import echo, worker
@@ -110,6 +112,29 @@ def exchange(plan: Plan) -> list[Row]:
 
             rows += compare(f"100 MB {label} another worker, shared memory", turn, rivals, plan, bar=2.0)
     return rows
+
+
+# ---- computed in place ------------------------------------------------------------------------------------------
+
+
+def filled_in_place(items: int) -> Array:
+    array: Array = hd.empty(items)
+    array.fill(1.5)
+    return array
+
+
+def filled(items: int) -> Array:
+    return np.full(items, 1.5)
+
+
+def in_place(plan: Plan) -> list[Row]:
+    """A result that is computed where it is sent from, against one that is copied there."""
+    items = ITEMS // plan.scale
+    with worker("shm") as pid:
+        own = timed(lambda: hd.remotecall_fetch(filled_in_place, pid, items), 1)
+        other = timed(lambda: hd.remotecall_fetch(filled, pid, items), 1)
+        rivals = {"an ordinary array": other}
+        return compare("100 MB filled and returned, hd.empty", own, rivals, plan, bar=0.8)
 
 
 # ---- over and over ----------------------------------------------------------------------------------------------

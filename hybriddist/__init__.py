@@ -89,6 +89,7 @@ if TYPE_CHECKING:
         worker_id_from_socket,
     )
     from hybriddist.ids import RRID
+    from hybriddist.in_place import empty
     from hybriddist.listing import (
         myid,
         nodes,
@@ -176,6 +177,7 @@ __all__ = [
     "cluster_cookie",
     "default_worker_pool",
     "distributed",
+    "empty",
     "everywhere",
     "fetch",
     "fetchfrom",
@@ -302,6 +304,7 @@ _HOMES: Final = {
         "worker_id_from_socket",
     ),
     "hybriddist.ids": ("RRID",),
+    "hybriddist.in_place": ("empty",),
     "hybriddist.listing": (
         "myid",
         "nodes",

@@ -18,7 +18,6 @@ comes last is as with threads: nobody orders it.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -33,6 +32,7 @@ from hybriddist.runtime.blocks import BlockHandle
 from hybriddist.runtime.current import current
 from hybriddist.runtime.inquiry import member
 from hybriddist.runtime.process import Process
+from hybriddist.shapes import checked_dtype, checked_shape
 from hybriddist.shm.block import Block
 
 
@@ -107,8 +107,8 @@ class SharedArray(BlockHandle, LikeAnArray):
         offset: int = 0,
     ) -> None:
         process = current()
-        kind = _checked_dtype(dtype)
-        sides = _checked_shape(shape)
+        kind = checked_dtype(dtype, "a SharedArray")
+        sides = checked_shape(shape)
         who = _participants(process, pids)
         if init is not None and not callable(init):
             raise TypeError(f"init must be a function of the array, not {type(init).__name__}")
@@ -268,32 +268,6 @@ def share(array: Any, *, pids: Iterable[int] | None = None, node_local: bool = T
 
 
 # ---- inside -----------------------------------------------------------------------------------------------------
-
-
-def _checked_dtype(dtype: Any) -> np.dtype[Any]:
-    kind: np.dtype[Any] = np.dtype(dtype)
-    if kind.hasobject or kind.char == "T":  # numpy's strings of any length
-        raise TypeError(
-            f"a SharedArray of dtype {kind} is impossible: its elements are pointers to objects of one process. "
-            "Use numbers, dates, strings of a fixed length (such as 'U20'), or records of these"
-        )
-    if kind.subdtype is not None or not kind.itemsize:
-        raise TypeError(f"a SharedArray needs a dtype with a size of its own, not {kind}: put its shape into shape")
-    return kind
-
-
-def _checked_shape(shape: Any) -> tuple[int, ...]:
-    try:
-        sides = (operator.index(shape),) if hasattr(shape, "__index__") and np.ndim(shape) == 0 else tuple(
-            operator.index(side) for side in shape
-        )  # fmt: skip
-    except TypeError:
-        raise TypeError(f"shape must be an integer or a sequence of integers, not {shape!r}") from None
-    if any(side < 0 for side in sides):
-        raise ValueError(f"the shape {sides} has a negative side")
-    if len(sides) > 32:
-        raise ValueError(f"a shape has at most 32 sides, not {len(sides)}")
-    return sides
 
 
 def _participants(process: Process, pids: Iterable[int] | None) -> tuple[int, ...]:

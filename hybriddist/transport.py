@@ -94,6 +94,26 @@ class Transport(ABC):
         A transport with a doorbell returns False: room is announced by the doorbell, as readability.
         """
 
+    def reserve(self, length: int) -> memoryview | None:
+        """Memory in which to compute what is to be sent: a buffer in it may go without a copy. Callable by any thread.
+
+        Returns:
+            A writable view with arbitrary content, the caller's for as long as anything refers to it. None: there is
+            no such memory (here, or any more); any other memory does as well.
+        """
+        return None
+
+    def settle(self, buffers: list[Buffer]) -> None:
+        """Before `send`: let go of whatever the buffers in reserved memory belong to, by replacing them in the list.
+
+        What then has no owner left goes without a copy.
+        """
+        return
+
+    def forking(self) -> None:
+        """This process is about to be copied by `os.fork`, with views of reserved memory."""
+        return
+
     # ---- the receiving side -----------------------------------------------------------------------------------
 
     @abstractmethod

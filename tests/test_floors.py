@@ -56,6 +56,8 @@ FLOORS = [
         "arrays",
         "array_files",
         "array_protocol",
+        "in_place",
+        "shapes",
     },
     {"", "__main__", "script", "testing", "pytest_plugin"},
 ]

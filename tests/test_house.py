@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hybriddist"
 TEXTS = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 TREES = {name: ast.parse(text) for name, text in TEXTS.items()}
 
-ARE_ABOUT = {("arrays.py", "numpy"), ("array_protocol.py", "numpy")}
+ARE_ABOUT = {(name, "numpy") for name in ("arrays.py", "array_protocol.py", "in_place.py", "shapes.py")}
 """Modules that are about a heavy one, and are themselves imported only where they are used."""
 HEAVY = ["asyncio", "cloudpickle", "ctypes", "multiprocessing", "numpy", "paramiko", "psutil", "ssl"]
 """Each costs 5 to 500 ms to import, or a thread, so it is imported where it is used."""

@@ -103,6 +103,15 @@ class Lessor:
         exporter.on_release = on_release
         return memoryview(exporter).cast("B")[:length]
 
+    def address(self, memory: Any) -> int:
+        """Where a contiguous buffer begins; 0 for one that is read-only or empty."""
+        if self._exporter is None:
+            self._prepare()
+        try:
+            return int(self._address(self._anchor(memory)))
+        except (TypeError, ValueError):
+            return 0
+
     def aligned(self, length: int) -> memoryview:
         """Writable zeroed memory of an own, as the C library gives it, but beginning at a multiple of a cache line.
 
@@ -151,7 +160,7 @@ class RecycledMemory:
 
     def __init__(self, lessor: Lessor | None = None, kept_bytes: int | None = None) -> None:
         self._lessor = lessor or Lessor()
-        self._limit_bytes = _default_kept_bytes() if kept_bytes is None else kept_bytes
+        self._limit_bytes = min(KEPT_BYTES, physical_bytes() // 8) if kept_bytes is None else kept_bytes
         self._lock = Lock()
         # Blocks by size, the last used at the end of its list. The dict's order is that of the last use of a size.
         self._idle: dict[int, list[mmap]] = {}
@@ -247,11 +256,11 @@ def _new_block(size: int) -> mmap:
     return block
 
 
-def _default_kept_bytes() -> int:
+def physical_bytes() -> int:
+    """The machine's memory; where it does not tell, more than any machine has."""
     import os
 
     try:
-        physical_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
-        return KEPT_BYTES
-    return min(KEPT_BYTES, physical_bytes // 8)
+        return limits.MAX_BUFFER_BYTES

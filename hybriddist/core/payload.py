@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from hybriddist import limits
+from hybriddist.core.lease import physical_bytes
 from hybriddist.core.ndarrays import BufferCollector
 from hybriddist.errors import DeserializeError, SerializeError
 from hybriddist.transport import Buffer
@@ -47,6 +48,9 @@ _NUMBERS: Final = frozenset({int, float, bool, complex, type(None)})
 
 _NAMES_SOMETHING: Final = pickle.STACK_GLOBAL
 """In a pickle without this byte nothing is imported. In one with it, something may be; that costs 1 µs more."""
+
+_SURELY_FITS_BYTES: Final = limits.GIB
+"""Up to here nobody asks how much memory the machine has."""
 
 _dumps = pickle.dumps
 _loads = pickle.loads
@@ -91,9 +95,7 @@ def dumps(value: Any, labels: Sequence[str] = (), again: Callable[[], object] = 
     ):
         again()
         return _dumps_by_value(value, labels, arrays_only=True)
-    if len(body) > limits.MAX_HEAD_BYTES - _HEADER_ROOM:
-        raise _too_large(len(body))
-    return body, collector.buffers
+    return _checked(body, collector.buffers)
 
 
 def loads(body: Buffer, buffers: Iterable[Buffer] = ()) -> Any:
@@ -187,16 +189,25 @@ def _dumps_by_value(value: Any, labels: Sequence[str], *, arrays_only: bool = Fa
         raise
     except BaseException as error:
         raise SerializeError(_describe_failure(value, labels, error)) from error
+    return _checked(body, buffers)
+
+
+def _checked(body: bytes, buffers: list[memoryview]) -> tuple[bytes, list[memoryview]]:
+    """What was pickled, if it is of a size that can be sent and received."""
     if len(body) > limits.MAX_HEAD_BYTES - _HEADER_ROOM:
-        raise _too_large(len(body))
+        raise SerializeError(
+            f"the pickle has {len(body)} bytes, and the limit is {limits.MAX_HEAD_BYTES}. Put the data into numpy "
+            "arrays, whose memory is not part of the pickle, or send it in pieces"
+        )
+    if buffers:
+        size = sum(map(len, buffers))
+        if size > _SURELY_FITS_BYTES and size > physical_bytes():
+            raise SerializeError(
+                f"arrays of {size / limits.GIB:.1f} GiB cannot be sent: this machine has "
+                f"{physical_bytes() / limits.GIB:.1f} GiB of memory, in which the receiver's copy would have to lie. "
+                "Send them in pieces, or pass the name of a file, or a SharedArray of it (file=)"
+            )
     return body, buffers
-
-
-def _too_large(size: int) -> SerializeError:
-    return SerializeError(
-        f"the pickle has {size} bytes, and the limit is {limits.MAX_HEAD_BYTES}. Put the data into numpy arrays, "
-        "whose memory is not part of the pickle, or send it in pieces"
-    )
 
 
 def _describe_failure(value: Any, labels: Sequence[str], error: BaseException) -> str:
@@ -214,6 +225,11 @@ def _describe_failure(value: Any, labels: Sequence[str], error: BaseException) -
     what = f"{place} (a {type_name(thing)})" if place else f"a value of type {type_name(thing)}"
     if found is None:
         what += ", or something in it"
+    if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
+        return (
+            f"cannot pickle {what}: {reason}. An array that is not contiguous is copied first, and there is no memory "
+            "for that: send it in pieces, or what it is made of"
+        )
     return (
         f"cannot pickle {what}: {reason}. Make it where it is needed (inside the function that runs there), "
         "or leave it out of the object that holds it (__getstate__)"

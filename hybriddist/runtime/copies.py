@@ -30,13 +30,19 @@ def mind_copies(process: Process) -> None:
     """See to it that a forked copy of ``process`` leaves the cluster alone."""
     found = weakref.ref(process)
 
+    def before() -> None:
+        original = found()
+        if original is not None:
+            for peer in list(original.peers.values()):
+                peer.transport.forking()
+
     def in_child() -> None:
         original = found()
         if original is not None:
             _let_go(original)
 
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=in_child)
+        os.register_at_fork(before=before, after_in_child=in_child)
 
 
 def _let_go(process: Process) -> None:

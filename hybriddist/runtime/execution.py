@@ -203,6 +203,10 @@ class Executor:
             sleep(_STRIKE_SECONDS)
             threads = self._strike(threads)
 
+    def errand(self) -> Errand | None:
+        """What the calling thread is at, if it is one of ours that runs user code."""
+        return self._interruptible.get(threading.get_ident())
+
     def interruptible(self, errand: Errand, function: Callable[..., Any], *args: Any) -> Any:
         """Call ``function(*args)`` so that `interrupt_threads` reaches it, and nothing that comes after it."""
         ident = threading.get_ident()

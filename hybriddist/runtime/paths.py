@@ -41,9 +41,13 @@ class Paths:
     Attributes:
         quiet: nobody is warned (any more) that there is no shared memory left. On a worker of the driver's own node
             from the start: the driver has said so, or will when it matters to it.
+
+    Args:
+        spawn: runs a function on a thread of its own; None: nobody is warned of shared memory that gets full.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spawn: Callable[[Callable[[], None], str], object] | None = None) -> None:
+        self._spawn = spawn
         self._memory = RecycledMemory()
         self._budget: Budget | None = None
         self.quiet = False
@@ -180,8 +184,14 @@ class Paths:
         from hybriddist.shm.segment import Budget
 
         if self._budget is None:
-            self._budget = Budget()
+            self._budget = Budget(warn=self._tell_of_no_room)
         return self._budget
+
+    def _tell_of_no_room(self, error: SharedMemoryFull) -> None:
+        """On a thread of its own: whoever shows warnings may want to send something, over the very connection."""
+        if self._spawn is not None:
+            text = f"{error}; large arrays take a slower way while that is so"
+            self._spawn(lambda: _warn(text), "hybriddist-warning")
 
     def _stream(self, sock: socket.socket) -> Transport:
         from hybriddist.net.transport import StreamTransport

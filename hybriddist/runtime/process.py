@@ -51,6 +51,7 @@ from hybriddist.runtime.paths import Paths
 from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.poller import Poller
 from hybriddist.runtime.receiver import Receiver, SpinPolicy
+from hybriddist.runtime.reserving import reserve
 from hybriddist.runtime.roster import Roster
 from hybriddist.runtime.signals import leave_to_main_thread
 from hybriddist.runtime.store import Store
@@ -97,7 +98,7 @@ class Process(Asking):
             (
                 *(Peer._send_now, Peer.flush, Peer.on_ready, Peer.wait_for, wait_for_any, wait_here),
                 *(Channel.begin, WorkerChannel.take_now, WorkerChannel.put, Receiver.serve, Receiver.about_to_block),
-                *(Loan.end, Loan.end_after, Loan.call_here),
+                *(Loan.end, Loan.end_after, Loan.call_here, reserve),
                 *(end_lease, end_handle, end_block, HolderBook._ring),  # finalisers: Python ignores what they raise
                 WeakSet()._remove,  # type: ignore[attr-defined]  # of every weak set, as that of the program's threads
             ),
@@ -112,7 +113,7 @@ class Process(Asking):
         self.receiver = Receiver(self)
         self.spin_policy = SpinPolicy(usable_cpu_count())
         self.store = Store(self.spawn)
-        self.paths = Paths()
+        self.paths = Paths(self.spawn)
         self.references = References(self)
         self.blocks = Blocks(self)
         self.channels = ChannelRequests(self)

@@ -26,7 +26,7 @@ from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.context import this_process
 from hybriddist.runtime.copies import end_copy
 from hybriddist.runtime.execution import call_in_user_code
-from hybriddist.runtime.replies import reply
+from hybriddist.runtime.replies import pack, reply, send
 from hybriddist.transport import Buffer
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ def run_call(peer: Peer, call: Call, definition: ReceivedFunction | None, entry:
     elif mode & 0x0F:
         finish_call(peer, call, entry, Outcome.VALUE, value)
     else:
-        reply(peer, call.call_id, Outcome.VALUE, value, last=True)
+        packed = pack(peer, Outcome.VALUE, value)
+        del value  # nobody is to see any more what is sent
+        send(peer, call.call_id, packed, last=True)
 
 
 def _perform_if_wanted(entry: Completion, call: Call, definition: ReceivedFunction | None) -> Any:
@@ -348,7 +350,9 @@ class Each:
             _start_coroutine(peer, call, None, value)
         else:
             nanoseconds = min(perf_counter_ns() - begun, MOST_NANOSECONDS)
-            reply(peer, number, Outcome.VALUE, value, last=not self._items, nanoseconds=nanoseconds)
+            packed = pack(peer, Outcome.VALUE, value)
+            del value  # as in `run_call`
+            send(peer, number, packed, last=not self._items, nanoseconds=nanoseconds)
 
 
 def _announce(peer: Peer, call_id: int) -> None:

@@ -4,29 +4,13 @@ Each direction of a connection has an arena. The sender owns it: `Arena` creates
 buffers in. The receiver's `ArenaReader` maps the segments and makes leases. What this module does not know: rings,
 frames, when a token travels. It needs the ring for one thing only: that a token is published after what it refers to.
 
-A token (the *place* of a buffer in a frame's table)::
-
-    bit 63   62 ... 32      31 ... 24         23 ... 0
-       1     generation     segment's index   slot
-
-The table of segments, in the connection's own segment, stored by the sender, read by the receiver::
-
-       0   retirements      how often a segment has been given back
-     128   entry of index 0:  generation (8 bytes) | name, padded with zeros (96 bytes) | unused
-     256   entry of index 1 ...
-
-A segment of the arena::
-
-       0   attached         1: the receiver has mapped it and unlinked its name
-       8   slot bytes
-      16   slots
-      24   where the slots begin (a multiple of the page)
-      64   state of slot 0, 8 bytes each
-     ...   the slots: a power of two of bytes each, many to a segment; or a single large one of whole pages
+How segments, their table and tokens are laid out: `slots.py`.
 
 A slot's life. Nobody sends a message to free it, and nothing can be lost::
 
     FREE --sender: copy in--> SENT --receiver: token resolved--> LEASED --receiver: last view dies--> FREE
+     |                         ^
+     +--sender: lent--> RESERVED   user code computes in the slot itself; `reserved.py` has the rest
 
 Each state is stored by one side only, in one 8-byte store; the last one by a finaliser (see `core/lease.py`). A token
 that is replayed, made up or out of date finds another state or generation: `RemoteProtocolError`.
@@ -52,7 +36,23 @@ from hybriddist import limits
 from hybriddist.core.lease import Lessor, block_bytes
 from hybriddist.errors import RemoteProtocolError, SharedMemoryFull, TransportClosed
 from hybriddist.shm import segment
+from hybriddist.shm.reserved import Reservations
 from hybriddist.shm.segment import Budget, Segment
+from hybriddist.shm.slots import (
+    ATTACHED,
+    FREE,
+    LEASED,
+    MAX_GENERATION,
+    MAX_SLOTS,
+    PAGE_BYTES,
+    RESERVED,
+    RETIREMENTS,
+    SENT,
+    STATES,
+    Slab,
+    entry_name,
+    entry_word,
+)
 from hybriddist.transport import Buffer
 
 TABLE_BYTES: Final = 128 * (1 + limits.MAX_SLOT_SEGMENTS)
@@ -75,51 +75,7 @@ _COPY_BYTES: Final = limits.MIB
 _LOOK_AT_SLOTS: Final = 64
 """Slots in use that one allocation looks at in search of a free one."""
 
-_PAGE_BYTES: Final = 4 * limits.KIB
-_FREE: Final = 0
-_SENT: Final = 1
-_LEASED: Final = 2
-# Words of the table and of a segment, in units of 8 bytes.
-_RETIREMENTS: Final = 0
-_ENTRY_WORDS: Final = 16
-_ATTACHED: Final = 0
-_HEADER: Final = slice(1, 4)
-_STATES: Final = 8
-_NAME_OFFSET: Final = 8
-_MAX_SLOTS: Final = 1 << 24
-_MAX_GENERATION: Final = 2**31 - 1
-
-
-class _Slab:
-    """A segment of slots, as either side sees it."""
-
-    def __init__(self, mapped: Segment, index: int, generation: int) -> None:
-        self.segment = mapped
-        self.index = index
-        self.generation = generation
-        self.memory = mapped.memory
-        self.words = self.memory[: len(self.memory) // 8 * 8].cast("Q")
-        self.slot_bytes, self.slots, self.first = self.words[_HEADER]
-        self.states = self.words[_STATES : _STATES + self.slots]
-        self.last_used = 0.0
-
-    def offset(self, number: int) -> int:
-        return self.first + number * self.slot_bytes
-
-    def token(self, number: int) -> int:
-        return 1 << 63 | self.generation << 32 | self.index << 24 | number
-
-
-def _entry_word(index: int) -> int:
-    return _ENTRY_WORDS * (1 + index)
-
-
-def _entry_name(index: int) -> slice:
-    start = 8 * _entry_word(index) + _NAME_OFFSET
-    return slice(start, start + segment.MAX_NAME_BYTES)
-
-
-_Slot = tuple[_Slab, int]
+_Slot = tuple[Slab, int]
 
 
 class _SizeClass:
@@ -139,13 +95,18 @@ class Arena:
     Args:
         table: the table of segments, `TABLE_BYTES` of shared memory, all zero.
         budget: shared by the arenas of this process; default: an own one.
+        lessor: lends reserved slots to user code; default: an own one.
+
+    Attributes:
+        reserved: the slots in which user code computes.
     """
 
-    def __init__(self, table: memoryview, budget: Budget | None = None) -> None:
+    def __init__(self, table: memoryview, budget: Budget | None = None, lessor: Lessor | None = None) -> None:
         self._table = table
         self._words = table.cast("Q")
         self._budget = budget or Budget()
-        self._slabs: dict[int, _Slab] = {}
+        self.reserved = Reservations(lessor or Lessor())
+        self._slabs: dict[int, Slab] = {}
         self._classes: dict[int, _SizeClass] = {}
         self._generation = 0
         self._no_room_until = 0.0
@@ -154,13 +115,18 @@ class Arena:
         self._lock = RLock()
 
     def put(self, buffer: Buffer) -> int | None:
-        """Copy a buffer into a slot.
+        """Copy a buffer into a slot; unless it lies in one that is ours alone to give.
 
         Returns:
             The token for the receiver; None if there is no room: send it another way. A token that is not sent must be
             given to `cancel`.
         """
         length = len(buffer)
+        if self.reserved:
+            with self._lock:
+                token = None if self._ended else self.reserved.give(buffer)
+            if token is not None:
+                return token
         with self._lock:
             taken = None if self._ended or not length else self._take(length)
         if taken is None:
@@ -169,21 +135,32 @@ class Arena:
         try:
             _copy(slab.memory, slab.offset(number), memoryview(buffer))
         except BaseException:
-            slab.states[number] = _FREE
+            slab.states[number] = FREE
             raise
         return slab.token(number)
+
+    def reserve(self, length: int) -> memoryview | None:
+        """Lend a slot of at least ``length`` bytes to user code: writable memory with arbitrary content.
+
+        Returns:
+            A view; the slot is free again when the last view of it is gone, unless it was sent meanwhile. None: there
+            is no room.
+        """
+        with self._lock:
+            taken = None if self._ended or not length else self._take(length, RESERVED)
+        return None if taken is None else self.reserved.lend(*taken, length)
 
     def cancel(self, token: int) -> None:
         """Free the slot of a token that was not sent."""
         with self._lock:
             slab = self._slabs.get(token >> 24 & 0xFF)
             if slab is not None:
-                slab.states[token & 0xFFFFFF] = _FREE
+                slab.states[token & 0xFFFFFF] = FREE
 
     def awaits_receiver(self) -> bool:
         """Whether buffers lie in segments that the receiver has not attached yet, so that their names exist."""
         with self._lock:
-            return any(not slab.words[_ATTACHED] and _SENT in slab.states for slab in self._slabs.values())
+            return any(not slab.words[ATTACHED] and SENT in slab.states for slab in self._slabs.values())
 
     def end(self, *, keep_names: bool = False) -> None:
         """Let all memory go. The receiver keeps what it has attached. Idempotent.
@@ -194,11 +171,11 @@ class Arena:
         with self._lock:
             self._ended = True
             for slab in list(self._slabs.values()):
-                self._retire(slab, keep_name=keep_names and _SENT in slab.states)
+                self._retire(slab, keep_name=keep_names and SENT in slab.states)
 
     # ---- finding a slot ---------------------------------------------------------------------------------------------
 
-    def _take(self, length: int) -> _Slot | None:
+    def _take(self, length: int, state: int = SENT) -> _Slot | None:
         now = monotonic()
         if now >= self._next_look:
             self._next_look = now + IDLE_SECONDS / 4
@@ -207,7 +184,7 @@ class Arena:
         taken = self._take_large(length) if length >= LARGE_BYTES else self._take_small(length)
         if taken is not None:
             slab, number = taken
-            slab.states[number] = _SENT
+            slab.states[number] = state
             slab.last_used = now
         return taken
 
@@ -217,7 +194,7 @@ class Arena:
             if (
                 slab.slots == 1
                 and length <= slab.slot_bytes <= 2 * length
-                and slab.states[0] == _FREE
+                and slab.states[0] == FREE
                 and (best is None or slab.slot_bytes < best.slot_bytes)
             ):
                 best = slab
@@ -231,12 +208,12 @@ class Arena:
             slots = self._classes[slot_bytes] = _SizeClass()
         used = slots.used
         # Question and answer: the slot of the last question is free again, and still in the processor's cache.
-        if used and used[-1][0].states[used[-1][1]] == _FREE:
+        if used and used[-1][0].states[used[-1][1]] == FREE:
             return used[-1]
         if not slots.free:
             for _ in range(min(len(used), _LOOK_AT_SLOTS)):
                 slab, number = slot = used.popleft()
-                (slots.free if slab.states[number] == _FREE else used).append(slot)
+                (slots.free if slab.states[number] == FREE else used).append(slot)
         if not slots.free:
             slab_bytes = min(_SLAB_BYTES << slots.slabs, _LARGEST_SLAB_BYTES)
             new = self._new_slab(slot_bytes, max(4, slab_bytes // slot_bytes))
@@ -250,8 +227,8 @@ class Arena:
 
     # ---- segments ---------------------------------------------------------------------------------------------------
 
-    def _new_slab(self, slot_bytes: int, slots: int) -> _Slab | None:
-        first = -(-8 * (_STATES + slots) // _PAGE_BYTES) * _PAGE_BYTES
+    def _new_slab(self, slot_bytes: int, slots: int) -> Slab | None:
+        first = -(-8 * (STATES + slots) // PAGE_BYTES) * PAGE_BYTES
         size = first + slot_bytes * slots
         now = monotonic()
         if now < self._no_room_until:
@@ -267,17 +244,18 @@ class Arena:
                 self._no_room_until = now + RETRY_SECONDS
                 return None
         created.memory[8:32] = struct.pack("=QQQ", slot_bytes, slots, first)
-        self._generation = self._generation % _MAX_GENERATION + 1
-        slab = self._slabs[index] = _Slab(created, index, self._generation)
-        self._words[_entry_word(index)] = slab.generation
+        self._generation = self._generation % MAX_GENERATION + 1
+        slab = self._slabs[index] = Slab(created, index, self._generation)
+        self._words[entry_word(index)] = slab.generation
         return slab
 
     def _create(self, index: int, size: int) -> Segment | None:
         name = segment.new_name()
-        self._table[_entry_name(index)] = name.encode().ljust(segment.MAX_NAME_BYTES, b"\0")
+        self._table[entry_name(index)] = name.encode().ljust(segment.MAX_NAME_BYTES, b"\0")
         try:
             return Segment.create(size, name)
-        except SharedMemoryFull:
+        except SharedMemoryFull as error:
+            self._budget.tell(error)
             return None
 
     def _retire_oldest(self, before: float = float("inf")) -> bool:
@@ -287,7 +265,7 @@ class Arena:
             self._retire(min(idle, key=lambda slab: slab.last_used))
         return bool(idle)
 
-    def _retire(self, slab: _Slab, *, keep_name: bool = False) -> None:
+    def _retire(self, slab: Slab, *, keep_name: bool = False) -> None:
         del self._slabs[slab.index]
         slots = self._classes.get(slab.slot_bytes)
         if slots is not None and slab.slots > 1:
@@ -296,9 +274,9 @@ class Arena:
             slots.slabs -= 1
         if not keep_name:
             # The receiver must not look for it any more; with the name kept, it will attach it when it gets there.
-            self._words[_entry_word(slab.index)] = 0
-            self._words[_RETIREMENTS] += 1
-            if not slab.words[_ATTACHED]:
+            self._words[entry_word(slab.index)] = 0
+            self._words[RETIREMENTS] += 1
+            if not slab.words[ATTACHED]:
                 slab.segment.unlink()
         self._budget.give(len(slab.memory))
 
@@ -325,7 +303,7 @@ class ArenaReader:
         self._table = table
         self._words = table.cast("Q")
         self._lessor = lessor or Lessor()
-        self._slabs: dict[int, _Slab] = {}
+        self._slabs: dict[int, Slab] = {}
         self._retirements = 0
         self._ended = False
         self._lock = RLock()
@@ -342,23 +320,23 @@ class ArenaReader:
             self.forget_retired()
             slab = self._slabs.get(index)
             if slab is None:
-                slab = self._attach(index, place >> 32 & _MAX_GENERATION)
+                slab = self._attach(index, place >> 32 & MAX_GENERATION)
         if place != slab.token(number) or number >= slab.slots or not 0 < length <= slab.slot_bytes:
             raise RemoteProtocolError(f"no buffer of {length} bytes can lie at place {place:#x} of the arena")
         states = slab.states
-        if states[number] != _SENT:
+        if states[number] != SENT:
             raise RemoteProtocolError(f"slot {number} of the arena's segment {index} holds no buffer for us")
-        states[number] = _LEASED
-        return self._lessor.lease(slab.memory, slab.offset(number), length, partial(states.__setitem__, number, _FREE))
+        states[number] = LEASED
+        return self._lessor.lease(slab.memory, slab.offset(number), length, partial(states.__setitem__, number, FREE))
 
     def forget_retired(self) -> None:
         """Unmap the segments that the sender has given back. Cheap if there are none."""
-        if self._words[_RETIREMENTS] == self._retirements:
+        if self._words[RETIREMENTS] == self._retirements:
             return
         with self._lock:
-            self._retirements = self._words[_RETIREMENTS]
+            self._retirements = self._words[RETIREMENTS]
             for index, slab in list(self._slabs.items()):
-                if self._words[_entry_word(index)] != slab.generation:
+                if self._words[entry_word(index)] != slab.generation:
                     del self._slabs[index]
 
     def end(self) -> None:
@@ -373,27 +351,27 @@ class ArenaReader:
                 if segment.is_name(name):
                     segment.unlink(name)
 
-    def _attach(self, index: int, generation: int) -> _Slab:
+    def _attach(self, index: int, generation: int) -> Slab:
         if self._ended:
             raise TransportClosed("the connection is closed")
-        if index >= limits.MAX_SLOT_SEGMENTS or generation != self._words[_entry_word(index)] or not generation:
+        if index >= limits.MAX_SLOT_SEGMENTS or generation != self._words[entry_word(index)] or not generation:
             raise RemoteProtocolError(f"the arena has no segment {index} of generation {generation}")
         mapped = Segment.attach(self._name(index))
         mapped.unlink()
         size = len(mapped.memory)
-        slab = _Slab(mapped, index, generation) if size >= _PAGE_BYTES else None
+        slab = Slab(mapped, index, generation) if size >= PAGE_BYTES else None
         if (
             slab is None
-            or not 0 < slab.slots < _MAX_SLOTS
+            or not 0 < slab.slots < MAX_SLOTS
             or not slab.slot_bytes
-            or 8 * (_STATES + slab.slots) > slab.first
+            or 8 * (STATES + slab.slots) > slab.first
             or (slab.slot_bytes | slab.first) % 64
             or slab.offset(slab.slots) > size
         ):
             raise RemoteProtocolError(f"segment {index} of the arena, {size} bytes, is not laid out as it must be")
-        slab.words[_ATTACHED] = 1
+        slab.words[ATTACHED] = 1
         self._slabs[index] = slab
         return slab
 
     def _name(self, index: int) -> str:
-        return bytes(self._table[_entry_name(index)]).rstrip(b"\0").decode("ascii", "replace")
+        return bytes(self._table[entry_name(index)]).rstrip(b"\0").decode("ascii", "replace")

@@ -27,6 +27,7 @@ import mmap
 import os
 import re
 import sys
+from collections.abc import Callable
 from threading import Lock
 from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
@@ -136,11 +137,14 @@ class Budget:
 
     Args:
         limit_bytes: default: a share (`limits.ARENA_BYTES_SHARE`) of the shared-memory file system.
+        warn: called once, when the file system has no room for what the budget allows. It must not block: whoever
+            sends calls it, with the connection's lock.
     """
 
-    def __init__(self, limit_bytes: int | None = None) -> None:
+    def __init__(self, limit_bytes: int | None = None, warn: Callable[[SharedMemoryFull], None] | None = None) -> None:
         self.limit_bytes = int(capacity()[0] * limits.ARENA_BYTES_SHARE) if limit_bytes is None else limit_bytes
         self.taken_bytes = 0
+        self._warn = warn
         self._lock = Lock()
 
     def take(self, count: int) -> bool:
@@ -155,6 +159,12 @@ class Budget:
         """Give ``count`` taken bytes back."""
         with self._lock:
             self.taken_bytes -= count
+
+    def tell(self, error: SharedMemoryFull) -> None:
+        """There was no room in the file system."""
+        warn, self._warn = self._warn, None
+        if warn is not None:
+            warn(error)
 
 
 def new_name() -> str:

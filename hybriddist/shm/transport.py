@@ -86,9 +86,10 @@ class ShmTransport(Transport):
     ) -> None:
         self._doorbell = Doorbell(sock)
         self._producer = Producer(outgoing.ring)
-        self._arena = Arena(outgoing.table, budget)
+        lessor = Lessor()
+        self._arena = Arena(outgoing.table, budget, lessor)
         self._consumer = Consumer(incoming.ring)
-        self._reader = ArenaReader(incoming.table, Lessor())
+        self._reader = ArenaReader(incoming.table, lessor)
         self._decoder = FrameDecoder(allocate=allocate, resolve=self._reader.resolve)
         # What is not written yet, in order, each part with its position in the stream. How much of the first part is
         # written the ring's own cursor tells: a Ctrl-C at any moment leaves no byte lost or repeated.
@@ -181,6 +182,21 @@ class ShmTransport(Transport):
     def wants_write(self) -> bool:
         """False: the doorbell tells of room."""
         return False
+
+    def reserve(self, length: int) -> memoryview | None:
+        """See `Transport.reserve`. A slot of the arena."""
+        if self._over or self._doorbell.peer_gone or self._ospid != getpid():
+            return None
+        return self._arena.reserve(length)
+
+    def settle(self, buffers: list[Buffer]) -> None:
+        """See `Transport.settle`."""
+        if self._arena.reserved:
+            self._arena.reserved.settle(buffers)
+
+    def forking(self) -> None:
+        """See `Transport.forking`."""
+        self._arena.reserved.distrust()
 
     # ---- the receiving side -----------------------------------------------------------------------------------------
 

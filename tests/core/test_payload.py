@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import mmap
 import pickle
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from hybriddist import limits
 from hybriddist.core import payload
+from hybriddist.core.lease import physical_bytes
 from hybriddist.errors import DeserializeError, SerializeError
 
 
@@ -298,3 +301,29 @@ def test_what_is_large_is_not_pickled_to_its_end() -> None:
 
     assert not payload.is_small([Counted() for _ in range(10_000)], 1 << 16)
     assert len(seen) < 500
+
+
+def test_arrays_larger_than_the_machines_memory(tmp_path: Path) -> None:
+    """A sparse file, of which nothing is read."""
+    size = 2 * physical_bytes()
+    path = tmp_path / "sparse"
+    with open(path, "wb") as file:
+        file.truncate(size)
+    with open(path, "r+b") as file:
+        sparse = np.frombuffer(mmap.mmap(file.fileno(), 0), "u1")
+    for value in (sparse, [sparse], {"x": sparse[10:]}):
+        with pytest.raises(SerializeError, match=r"arrays of [0-9.]+ GiB cannot be sent: this machine has"):
+            payload.dumps(value)
+    half = sparse[: size // 4]
+    assert payload.dumps(half)[1][0].nbytes == size // 4
+    with pytest.raises(SerializeError, match=r"arrays of [0-9.]+ GiB cannot be sent"):
+        payload.dumps([half, sparse[1 : size // 4], sparse[2 : size // 4]])
+
+
+def test_an_array_that_repeats_one_number_more_often_than_there_is_memory_for() -> None:
+    with open("/proc/sys/vm/overcommit_memory") as file:
+        if file.read().strip() == "1":
+            pytest.skip("this system promises any memory")
+    virtual = np.broadcast_to(np.float64(1), (1 << 37,))
+    with pytest.raises(SerializeError, match=r"argument 1 .*Unable to allocate 1\.00 TiB.*send it in pieces"):
+        payload.dumps((len, (virtual,), {}), payload.CALL_LABELS)

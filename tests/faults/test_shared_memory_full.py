@@ -45,6 +45,11 @@ SCRIPT = """
     def make(seed, size):
         return pattern(seed, size)
 
+    def computed(seed, size):
+        array = hd.empty(size // 8, "u8")
+        array[:] = pattern(seed, size)
+        return array
+
     def relay(pid, seed, size):
         return seed_of(hd.remotecall_fetch(make, pid, seed, size), size)
 
@@ -151,27 +156,40 @@ def test_room_for_some_of_the_workers(run: Run) -> None:
     print("right")
     """,
     )
-    assert output.count("RuntimeWarning") == 1
+    assert output.count("TCP is used instead") == 1
 
 
 def test_becomes_full_and_empty_again(run: Run) -> None:
+    """Each process says so once, with advice."""
     output = run(
         64,
         """
     pids = hd.addprocs(2)
     check(pids, sizes=(64 * KIB,))
+    print("now it gets full")
     fill()
-    check(pids)
+    for _ in range(3):
+        check(pids)
+    assert seed_of(hd.remotecall_fetch(computed, pids[0], 9, 8 * MIB), 8 * MIB) == 9
     fill(leave=300 * KIB)
     check(pids)
     os.unlink("/dev/shm/filler")
     room = free()
     until(lambda: check(pids) or free() < room)  # arrays go through shared memory again
     assert {hd.path_to(pid) for pid in pids} == {"shm"}
+    hd.shutdown()
     print("right")
     """,
     )
-    assert "RuntimeWarning" not in output
+    before = output.split("now it gets full")[0]
+    assert "RuntimeWarning" not in before
+    warnings = [line for line in output.splitlines() if "RuntimeWarning" in line]
+    assert len(warnings) == 3
+    assert sum("From worker" in line for line in warnings) == 2
+    for line in warnings:
+        assert "large arrays take a slower way while that is so" in line
+        assert "/dev/shm has 64 MiB" in line
+        assert "mount -o remount,size=2g /dev/shm" in line
 
 
 def test_every_amount_of_room(run: Run) -> None:
@@ -268,4 +286,6 @@ def test_large_values_for_all_go_by_value(run: Run) -> None:
     )
     assert output.count("RuntimeWarning: a broadcast value (8.0 MiB) is sent by value") == 1
     assert output.count("RuntimeWarning: what a function has captured (8.0 MiB) is sent by value") == 2
-    assert output.count("mount -o remount,size=2g /dev/shm") == 3
+    # And once the driver says of its arrays that they take the slower way.
+    assert output.count("large arrays take a slower way while that is so") == 1
+    assert output.count("mount -o remount,size=2g /dev/shm") == 4
