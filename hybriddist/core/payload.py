@@ -11,7 +11,8 @@ being copied into it. Pickling goes the cheapest way that is right::
         ▼
         SerializeError, which says what failed and where it sits (core/culprit.py)
 
-Only the plain values of the first line are common, so only they are fast: 0.7 µs for a small tuple. What this module
+Only the plain values of the first line are common, so only they are fast: 0.7 µs for a small tuple. Large arrays that
+are a call's arguments or its result take a short cut on that line (`core/ndarrays.py: dump_plain`). What this module
 does not know: messages, connections, and whose bytes these are. It must never be given bytes of a peer that has not
 proved the cookie.
 """
@@ -27,7 +28,7 @@ from typing import Any, Final
 
 from hybriddist import limits
 from hybriddist.core.lease import physical_bytes
-from hybriddist.core.ndarrays import BufferCollector
+from hybriddist.core.ndarrays import BufferCollector, dump_plain
 from hybriddist.errors import DeserializeError, SerializeError
 from hybriddist.transport import Buffer
 
@@ -45,6 +46,9 @@ _HEADER_ROOM: Final = 64
 
 _NUMBERS: Final = frozenset({int, float, bool, complex, type(None)})
 """What needs no second thought: most results of small calls."""
+
+_PLAIN: Final = _NUMBERS | {str, bytes, tuple, list, dict}
+"""What certainly is no array, so that nobody has to ask for numpy."""
 
 _NAMES_SOMETHING: Final = pickle.STACK_GLOBAL
 """In a pickle without this byte nothing is imported. In one with it, something may be; that costs 1 µs more."""
@@ -77,7 +81,11 @@ def dumps(value: Any, labels: Sequence[str] = (), again: Callable[[], object] = 
         return _dumps(value, 5), []
     collector = BufferCollector()
     try:
-        body = _dumps(value, 5, buffer_callback=collector)
+        array_type = _array_type(value)
+        if array_type is None:
+            body = _dumps(value, 5, buffer_callback=collector)
+        else:
+            body = dump_plain(value, collector, array_type)
     except KeyboardInterrupt:
         raise
     except BaseException:
@@ -135,6 +143,22 @@ def is_small(value: Any, limit: int) -> bool:
     except Exception:
         return True
     return True
+
+
+def _array_type(value: Any) -> type[Any] | None:
+    """numpy's array type, if the value is a large array, or one of a call's arguments, or of the items of a tuple, is.
+
+    Where nobody looks, inside lists and objects, arrays are pickled a little slower.
+    """
+    things = value if value.__class__ is tuple else (value,)
+    if things and things[0].__class__ is tuple:
+        things = things[0]  # of (args, kwargs)
+    for thing in things:
+        if thing.__class__ not in _PLAIN:
+            array_type = getattr(sys.modules.get("numpy"), "ndarray", None)
+            if thing.__class__ is array_type and thing.nbytes >= limits.OUT_OF_BAND_BYTES:
+                return type(thing)
+    return None
 
 
 class _TooLarge(Exception):

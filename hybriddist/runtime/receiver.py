@@ -309,39 +309,55 @@ def _attend(source: Source) -> None:
 
 
 class SpinPolicy:
-    """Whether polling before blocking pays: not with one CPU, and not when it has not paid lately.
+    """How long to poll before blocking: not at all with one CPU, and hardly ever when it has not paid lately.
 
     With more runnable processes than CPUs a spinning one takes the CPU from the one it waits for (a long spin made
     the 99th percentile 2 ms), so after a few failures in a row only every 16th wait tries again. That try is longer:
     when both sides have given up spinning, an answer takes two blocked wake-ups (about 80 µs), and no short spin would
     ever find out that a spinning pair needs 10.
+
+    When such a try pays, the tries stay long: the other side may be at something that a short one never outlasts, such
+    as the copy of a megabyte. Two failures in a row end that, at once and not after several short ones more::
+
+        short ── 8 failures ──► seldom, and long ── one pays ──► long
+                                  ▲                               │
+                                  └───────── 2 failures ──────────┘
     """
 
-    __slots__ = ("_failures", "_seconds")
+    __slots__ = ("_failures", "_long", "_seconds")
 
     def __init__(self, cpus: int, seconds: float = limits.SPIN_SECONDS) -> None:
         self._seconds = seconds if cpus > 1 else 0.0
         self._failures = 0
+        self._long = False
 
     def seconds(self) -> float:
         """How long to spin this time; 0.0 not at all."""
+        if self._long:
+            return self._seconds * _LONG_FACTOR
         failures = self._failures
         if failures < _FAILURES:
             return self._seconds
         self._failures = failures + 1
-        return 0.0 if failures % _RETRY_EVERY else self._seconds * _RETRY_FACTOR
+        return 0.0 if failures % _RETRY_EVERY else self._seconds * _LONG_FACTOR
 
     def tell(self, paid: bool) -> None:
         """Whether what was waited for came while spinning."""
+        failures = self._failures
         if paid:
+            self._long = self._long or failures > _FAILURES  # more only after one of the seldom tries
             self._failures = 0
-        else:
-            self._failures += 1
+        elif self._long and failures + 1 >= _LONG_FAILURES:
+            self._long = False
+            self._failures = _FAILURES
+        elif failures < _FAILURES:  # the seldom tries are counted by `seconds`
+            self._failures = failures + 1
 
 
 _FAILURES = 8
+_LONG_FAILURES = 2
 _RETRY_EVERY = 16
-_RETRY_FACTOR = 4
+_LONG_FACTOR = 4
 
 
 def _tick(peers: Sequence[Peer]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,20 @@ def arrays(draw: st.DrawFn) -> Any:
     return array
 
 
-@settings(max_examples=150)
-@given(arrays())
-def test_arrays_travel_and_are_the_receivers_own(array: Any) -> None:
-    body, buffers = payload.dumps([array])
-    [got] = payload.loads(body, [bytearray(buffer) for buffer in buffers])
+PLACES: Any = {
+    "in a list": (lambda array: [array], lambda value: value[0]),
+    "the value itself": (lambda array: array, lambda value: value),
+    "an argument": (lambda array: ((1, array), {}), lambda value: value[0][1]),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@settings(max_examples=100)
+@given(array=arrays())
+def test_arrays_travel_and_are_the_receivers_own(place: str, array: Any) -> None:
+    put, take = PLACES[place]
+    body, buffers = payload.dumps(put(array))
+    got = take(payload.loads(body, [bytearray(buffer) for buffer in buffers]))
     if got.dtype != array.dtype:
         # numpy itself turns what it pickles as bytes into the machine's byte order.
         assert got.dtype == array.dtype.newbyteorder("=")
@@ -90,6 +100,38 @@ def test_arrays_travel_and_are_the_receivers_own(array: Any) -> None:
     assert len(buffers) == (array.nbytes >= LARGE)
     if array.flags.f_contiguous and not array.flags.c_contiguous:
         assert got.flags.f_contiguous
+
+
+def test_large_arguments_of_plain_numbers_take_the_short_way() -> None:
+    array = np.arange(LARGE, dtype=np.float64)
+    short, [buffer] = payload.dumps(((array,), {}))
+    long, _ = payload.dumps((([array],), {}))
+    assert b"_frombuffer" in long
+    assert b"_frombuffer" not in short
+    assert np.shares_memory(np.frombuffer(buffer), array)
+
+
+def test_what_a_dtypes_name_does_not_say_arrives() -> None:
+    array = np.zeros(LARGE, np.dtype("f8", metadata={"unit": "m"}))
+    assert travel(((array,), {}))[0][0].dtype.metadata == {"unit": "m"}
+
+
+def test_an_array_that_is_two_arguments_stays_one() -> None:
+    array = np.zeros(LARGE)
+    body, buffers = payload.dumps(((array, array), {"k": array}))
+    (first, second), named = payload.loads(body, [bytearray(buffer) for buffer in buffers])
+    assert len(buffers) == 1
+    assert first is second is named["k"]
+
+
+def test_reductions_that_the_user_registered_are_kept_beside_large_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(copyreg.dispatch_table, type(Path()), lambda path: (str, ("reduced",)))
+    assert travel(((np.zeros(LARGE), Path("x")), {}))[0][1] == "reduced"
+
+
+def test_a_reduction_of_arrays_that_the_user_registered_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(copyreg.dispatch_table, np.ndarray, lambda array: (str, ("reduced",)))
+    assert travel(((np.zeros(LARGE),), {})) == (("reduced",), {})
 
 
 def test_read_only_arrays_are_not_copied_here() -> None:

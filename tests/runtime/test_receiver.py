@@ -6,7 +6,7 @@ import pytest
 
 import hybriddist as hd
 from hybriddist.runtime.peer import Peer
-from hybriddist.runtime.receiver import Receiver
+from hybriddist.runtime.receiver import Receiver, SpinPolicy
 from hybriddist.testing.clusters import memory_cluster
 from tests.helpers.polling import poll_for
 
@@ -44,3 +44,52 @@ def test_a_peer_given_up_while_a_caller_leaves_it_is_not_forgotten(monkeypatch: 
 
         poll_for(met_often_enough)
         assert all(met)
+
+
+# ---- how long to spin -------------------------------------------------------------------------------------------
+
+SHORT = 1.0
+
+
+def waits(policy: SpinPolicy, seconds: float, count: int) -> list[float]:
+    """How long so many waits spun, each for something that comes after ``seconds``."""
+    spins = []
+    for _ in range(count):
+        spin = policy.seconds()
+        if spin:
+            policy.tell(spin >= seconds)
+        spins.append(spin)
+    return spins
+
+
+def test_what_never_comes_is_seldom_waited_for() -> None:
+    spins = waits(SpinPolicy(2, SHORT), float("inf"), 200)
+    assert spins[:8] == [SHORT] * 8
+    assert sum(map(bool, spins[8:])) <= 200 / 16
+
+
+def test_what_a_short_spin_never_outlasts_gets_long_ones() -> None:
+    policy = SpinPolicy(2, SHORT)
+    long = 4 * SHORT
+    assert waits(policy, 2 * SHORT, 100)[-50:] == [long] * 50
+
+
+def test_long_spins_end_after_two_failures_in_a_row() -> None:
+    policy = SpinPolicy(2, SHORT)
+    waits(policy, 2 * SHORT, 100)
+    for _ in range(5):  # a single one is no reason
+        assert waits(policy, float("inf"), 1) == waits(policy, 2 * SHORT, 1) == [4 * SHORT]
+    spins = waits(policy, float("inf"), 100)
+    assert spins[:2] == [4 * SHORT] * 2
+    assert spins[2:9] == [0.0] * 7
+    assert sum(map(bool, spins[2:])) <= 98 / 16
+
+
+def test_short_waits_never_make_the_spin_long() -> None:
+    policy = SpinPolicy(2, SHORT)
+    for _ in range(10):
+        assert waits(policy, float("inf"), 7) == waits(policy, SHORT / 2, 7) == [SHORT] * 7
+
+
+def test_one_cpu_never_spins() -> None:
+    assert waits(SpinPolicy(1, SHORT), 0.0, 50) == [0.0] * 50
