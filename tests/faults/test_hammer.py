@@ -22,8 +22,8 @@ pytestmark = pytest.mark.leaks_by_module
 
 SECONDS = 2.0
 STALL_SECONDS = 3.0
-"""No call takes so long. The longest that the functions here sleep is 2 ms; but other tests run beside this one, and with
-five busy processes for each CPU one call of a thousand took 1.1 s."""
+"""No call takes so long. The longest that the functions here sleep is 2 ms; but other tests run beside this one: with
+five busy processes on two CPUs one call in a thousand took 1.1 s."""
 
 SIZES = [8, 1 << 10, 12 << 10, 20 << 10, 200 << 10, 300 << 10, 2 << 20]
 """In bytes: on both sides of what travels inside a message, of what fills a ring, of what has a segment of its own."""
