@@ -307,16 +307,17 @@ def test_the_worker_is_put_back_when_its_call_is_cancelled(cluster: list[int], t
         future.fetch()
 
 
-def test_the_own_process_may_be_a_member(cluster: list[int]) -> None:
+def test_the_own_process_may_be_a_member(cluster: list[int], transport: str) -> None:
+    name = f"own {transport}"  # this process is the same one for all transports
     pool = hd.WorkerPool([1])
     kept: list[int] = []
     hd.remotecall_fetch(kept.append, pool, 1)
     hd.remotecall_wait(kept.append, pool, 2)
     poll_for(lambda: all_are_free(pool))
-    future = hd.remotecall(wait_for, pool, "own")
+    future = hd.remotecall(wait_for, pool, name)
     assert not pool.isready()
     assert future.cancel()
-    let_go("own")
+    let_go(name)
     poll_for(lambda: all_are_free(pool))
     with pytest.raises(hd.RemoteException):
         hd.remotecall_fetch(fail, pool)
