@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import hybriddist as hd
-from tests.helpers import leaks
+from tests.helpers import leaks, mappings
+from tests.helpers.mappings import has_mapped
 from tests.helpers.names import name_of
 from tests.helpers.polling import poll_for
 
@@ -51,21 +52,7 @@ def write(shared: hd.Broadcast[Any]) -> None:
 
 
 def inode_of(shared: hd.Broadcast[Any]) -> str:
-    """Of the memory that the array lies in: the same for all who share it."""
-    where = shared.value.ctypes.data
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            bounds, _, _, _, inode, *_ = line.split()
-            begin, end = (int(bound, 16) for bound in bounds.split("-"))
-            if begin <= where < end:
-                return inode
-    raise AssertionError("the array is not mapped")
-
-
-def has_mapped(inode: str) -> bool:
-    gc.collect()
-    with open("/proc/self/maps") as maps:
-        return any(line.split()[4] == inode for line in maps)
+    return mappings.inode_of(shared.value)
 
 
 kept: dict[str, Any] = {}

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import hybriddist as hd
+from tests.helpers.mappings import has_mapped, inode_of
 from tests.helpers.polling import poll_for
 
 pytestmark = [
@@ -103,23 +104,6 @@ WAYS: list[Run] = [
 ]  # fmt: skip
 
 
-def inode_of(array: Any) -> str:
-    where = array.ctypes.data
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            bounds, _, _, _, inode, *_ = line.split()
-            begin, end = (int(bound, 16) for bound in bounds.split("-"))
-            if begin <= where < end:
-                return inode
-    raise AssertionError("the array is not mapped")
-
-
-def has_mapped(inodes: set[str]) -> bool:
-    gc.collect()
-    with open("/proc/self/maps") as maps:
-        return any(line.split()[4] in inodes for line in maps)
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("form", ["closure", "partial", "method", "object", "default", "of a function"])
 def test_results_are_right(cluster: list[int], table: Any, way: Run, form: str) -> None:
@@ -195,7 +179,7 @@ def test_it_is_freed_when_the_map_has_ended(cluster: list[int], table: Any) -> N
         hd.pmap(lambda i: 1 / int(table[0]), range(12))
     assert inodes != {"0"}
     for pid in [1, *cluster]:
-        poll_for(lambda: not hd.remotecall_fetch(has_mapped, pid, inodes), what="it is let go")  # noqa: B023
+        poll_for(lambda: not hd.remotecall_fetch(has_mapped, pid, *inodes), what="it is let go")  # noqa: B023
 
 
 def test_a_caching_pool_frees_it_with_the_function(cluster: list[int], table: Any) -> None:
@@ -203,12 +187,12 @@ def test_a_caching_pool_frees_it_with_the_function(cluster: list[int], table: An
     f = lambda: inode_of(table)  # noqa: E731
     inodes = {hd.remotecall_fetch(f, pool) for _ in range(6)}
     assert len(inodes) == 1
-    assert hd.remotecall_fetch(has_mapped, cluster[0], inodes)
+    assert hd.remotecall_fetch(has_mapped, cluster[0], *inodes)
     del f
     gc.collect()
     hd.remotecall_fetch(int, pool)  # the pool tidies up with its next call
     for pid in [1, *cluster]:
-        poll_for(lambda: not hd.remotecall_fetch(has_mapped, pid, inodes), what="it is let go")  # noqa: B023
+        poll_for(lambda: not hd.remotecall_fetch(has_mapped, pid, *inodes), what="it is let go")  # noqa: B023
 
 
 def test_references_beside_it(cluster: list[int], table: Any) -> None:

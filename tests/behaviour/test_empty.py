@@ -14,6 +14,7 @@ import pytest
 
 import hybriddist as hd
 from hybriddist.runtime.context import known
+from tests.helpers.mappings import mapped_sizes, place_of
 
 pytestmark = [
     pytest.mark.parametrize("transport", ["shm", "tcp", "memory"], indirect=True, scope="module"),
@@ -37,27 +38,15 @@ def filled(size: int, mark: int = 5) -> Any:
     return array
 
 
-def place(array: Any) -> tuple[Any, ...]:
-    """Which byte of which memory the array begins with: the same for all processes that map it."""
-    address = array.__array_interface__["data"][0]
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            start, end = (int(part, 16) for part in line.split()[0].split("-"))
-            if start <= address < end:
-                fields = line.split()
-                return fields[3], fields[4], int(fields[2], 16) + address - start
-    raise AssertionError(f"{address:#x} is not mapped")
-
-
 def with_place(size: int) -> Any:
     array = filled(size)
-    return array, place(array)
+    return array, place_of(array)
 
 
 def keep(keep_what: Callable[[Any], Any], size: int) -> Any:
     array = filled(size)
     kept.append(keep_what(array))
-    return array, place(array)
+    return array, place_of(array)
 
 
 def keep_only(array: Any) -> None:
@@ -207,7 +196,7 @@ def test_outside_of_a_call(cluster: list[int]) -> None:
 )
 def test_what_the_worker_has_kept(cluster: list[int], size: int, what: Callable[[Any], Any]) -> None:
     received, there = hd.remotecall_fetch(keep, cluster[0], what, size)
-    assert place(received) != there
+    assert place_of(received) != there
     assert hd.remotecall_fetch(overwrite_kept, cluster[0], 6) == [{5}]
     assert values(received) == {5}
     received[:] = 7
@@ -270,14 +259,14 @@ def shared(transport: str) -> None:
 def test_the_same_memory(shared: None, cluster: list[int], size: int) -> None:
     for _ in range(3):
         received, there = hd.remotecall_fetch(with_place, cluster[0], size)
-        assert place(received) == there
+        assert place_of(received) == there
         assert hd.remotecall_fetch(reserved, cluster[0]) == 0
 
 
 def test_between_two_workers(shared: None, cluster: list[int]) -> None:
     def ask(pid: int) -> bool:
         received, there = hd.remotecall_fetch(with_place, pid, 40_000)
-        return bool(place(received) == there)
+        return bool(place_of(received) == there)
 
     assert hd.remotecall_fetch(ask, cluster[0], cluster[1])
 
@@ -290,9 +279,9 @@ def test_on_other_threads(shared: None, cluster: list[int]) -> None:
         lambda: (*with_place(40_000), threading.current_thread().name), cluster[0]
     )
     assert name == "hybriddist-executor"
-    assert place(received) == there
+    assert place_of(received) == there
     for received, there in hd.pmap(with_place, [50_000] * 6):
-        assert place(received) == there
+        assert place_of(received) == there
     gate.put(1)
     held_up.fetch()
 
@@ -306,8 +295,7 @@ def test_slots_come_back(shared: None, cluster: list[int]) -> None:
         filled(3_000_000)
 
     def mapped() -> int:
-        with open("/proc/self/maps") as maps:
-            return sum("/dev/shm/hybriddist-" in line for line in maps)
+        return len(mapped_sizes())
 
     def exchange() -> tuple[int, int]:
         hd.remotecall_fetch(drop, cluster[0])
@@ -338,7 +326,7 @@ def make_and_fork() -> Any:
     os.close(asks)
     os.close(written)
     kept.append((ospid, told, answers))
-    return array, place(array)
+    return array, place_of(array)
 
 
 def let_it_write() -> bytes:
@@ -354,6 +342,6 @@ def test_a_forked_copy_of_the_worker_sees_nothing_of_it(shared: None, cluster: l
     """The copy lives longer than the call, and writes into what it has of the array."""
 
     received, there = hd.remotecall_fetch(make_and_fork, cluster[0])
-    assert place(received) != there
+    assert place_of(received) != there
     assert hd.remotecall_fetch(let_it_write, cluster[0]) == b"x"
     assert values(received) == {5}

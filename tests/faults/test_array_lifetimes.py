@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import hybriddist as hd
+from tests.helpers.mappings import mapped_sizes
 from tests.helpers.patterns import pattern, seed_of
 from tests.helpers.polling import poll_for
 
@@ -63,9 +64,7 @@ def keep_in_place(size: int) -> int:
 
 
 def maps() -> int:
-    """Mappings of shared memory of the library's."""
-    with open("/proc/self/maps") as lines:
-        return sum("/dev/shm/hybriddist-" in line for line in lines)
+    return len(mapped_sizes())
 
 
 def resident_bytes() -> int:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import hybriddist as hd
+from tests.helpers.mappings import mapped_sizes
 from tests.helpers.patterns import pattern, seed_of
 from tests.helpers.polling import poll_for
 
@@ -23,14 +24,6 @@ pytestmark = pytest.mark.leaks_by_module
 
 SIZES = [4 << 10, 100 << 10, 3 << 20]
 """In the message; in a slot of many; in a segment of its own."""
-
-
-@pytest.fixture(scope="module", params=["shm", "tcp"])
-def transport(request: pytest.FixtureRequest) -> Iterator[str]:
-    try:
-        yield str(request.param)
-    finally:
-        hd.shutdown()
 
 
 @pytest.fixture
@@ -73,13 +66,7 @@ def forget() -> None:
 
 def mapped_bytes() -> int:
     """Shared memory that this process has mapped for its connections and arrays."""
-    total = 0
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            if "/dev/shm/hybriddist-" in line:
-                start, end = line.split()[0].split("-")
-                total += int(end, 16) - int(start, 16)
-    return total
+    return sum(mapped_sizes())
 
 
 def segments() -> dict[str, int]:

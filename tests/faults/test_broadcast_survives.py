@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -13,20 +12,13 @@ import pytest
 
 import hybriddist as hd
 from tests.helpers import leaks
+from tests.helpers.mappings import has_mapped, inode_of
 from tests.helpers.polling import poll_for
 from tests.helpers.scripts import ScriptRunner
 
 pytestmark = pytest.mark.leaks_by_module
 
 N = 300_000
-
-
-@pytest.fixture(scope="module", params=["shm", "tcp"])
-def transport(request: pytest.FixtureRequest) -> Iterator[str]:
-    try:
-        yield str(request.param)
-    finally:
-        hd.shutdown()
 
 
 @pytest.fixture
@@ -61,20 +53,7 @@ def pass_on(pid: int) -> int:
 
 def mapped() -> str:
     """The inode of the memory that the kept value lies in."""
-    where = kept["it"].value.ctypes.data
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            bounds, _, _, _, inode, *_ = line.split()
-            begin, end = (int(bound, 16) for bound in bounds.split("-"))
-            if begin <= where < end:
-                return inode
-    raise AssertionError("it is not mapped")
-
-
-def has_mapped(inode: str) -> bool:
-    gc.collect()
-    with open("/proc/self/maps") as maps:
-        return any(line.split()[4] == inode for line in maps)
+    return inode_of(kept["it"].value)
 
 
 def kill(pid: int) -> None:

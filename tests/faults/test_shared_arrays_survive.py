@@ -19,6 +19,7 @@ import pytest
 
 import hybriddist as hd
 from tests.helpers import leaks
+from tests.helpers.mappings import mapped_sizes
 from tests.helpers.polling import poll_for
 from tests.helpers.scripts import ROOT, ScriptRunner
 
@@ -73,9 +74,7 @@ def kill(pid: int) -> None:
 def footprint() -> tuple[int, int]:
     """Descriptors, and mappings of deleted shared memory."""
     gc.collect()
-    with open("/proc/self/maps", encoding="utf-8") as file:
-        maps = sum("/dev/shm/" in line for line in file)
-    return len(os.listdir("/proc/self/fd")), maps
+    return len(os.listdir("/proc/self/fd")), len(mapped_sizes())
 
 
 def settled_footprint(pid: int) -> tuple[int, int]:
