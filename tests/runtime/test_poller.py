@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -67,6 +68,82 @@ def test_a_late_wake_writes_to_nobody(poller: Poller) -> None:
     try:
         other.wake()
         assert not select.select([reader], [], [], 0)[0]
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+class Nobody:
+    """A source that is never ready."""
+
+    def on_ready(self) -> None:
+        raise AssertionError("nothing was written")
+
+
+USES: dict[str, tuple[str, Callable[[Poller, int, Nobody], None]]] = {
+    "add": ("register", lambda poller, descriptor, source: poller.add(descriptor, source)),
+    "watch": ("modify", lambda poller, descriptor, source: poller.watch(descriptor, 0)),
+    "remove": ("unregister", lambda poller, descriptor, source: poller.remove(descriptor, source)),
+    "wake": ("write", lambda poller, descriptor, source: poller.wake()),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_nothing_is_closed_under_a_system_call(name: str, poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number could be another file's by the time the call is made: another epoll lost a registration so."""
+    system_call, use = USES[name]
+    order = []
+    closer = threading.Thread(target=poller.close)
+
+    class Slow:
+        """The real thing, but the one system call comes late, as when its thread does not get the processor."""
+
+        def __init__(self, real: object) -> None:
+            self._real = real
+
+        def __getattr__(self, called: str) -> object:
+            return self._late if called == system_call else getattr(self._real, called)
+
+        def _late(self, *args: object) -> object:
+            closer.start()
+            closer.join(0.2)
+            result = getattr(self._real, system_call)(*args)
+            order.append("used")
+            return result
+
+        def close(self, *args: int) -> None:
+            order.append("closed")
+            self._real.close(*args)  # type: ignore[attr-defined]
+
+    reader, writer = os.pipe()
+    try:
+        source = Nobody()
+        if name != "add":
+            poller.add(reader, source)
+        with monkeypatch.context() as patch:
+            patch.setattr(poller_module, "os", Slow(os))
+            if poller._epoll is not None:
+                poller._epoll = Slow(poller._epoll)
+            else:
+                poller._selector = Slow(poller._selector)
+            use(poller, reader, source)
+            closer.join()
+        assert order[0] == "used"
+        assert set(order[1:]) == {"closed"}
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_closing_twice_closes_once(poller: Poller) -> None:
+    poller.close()
+    reader, writer = os.pipe()
+    try:
+        poller.close()
+        poller.add(reader, Nobody())
+        assert poller.poll(0) == []
+        os.write(writer, b"still open")
+        assert os.read(reader, 64) == b"still open"
     finally:
         os.close(reader)
         os.close(writer)
