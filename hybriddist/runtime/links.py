@@ -327,13 +327,17 @@ class Links:
                     process.store.drop_process(peer.pid)
                     process.references.drop_process(peer.pid)
         finally:  # whatever happens, nobody waits for ever
-            peer.fail_pending(lambda: self.exit_error(peer.pid))
+            self.over(peer)
             answer = self._joining.get(peer)
             if answer is not None and not answer.done:
                 answer.complete(-1, self.exit_error(peer.pid, str(error)))
-            buried = self._buried.pop(peer, None)
-            if buried is not None:
-                buried.complete(0, None)
+
+    def over(self, peer: Peer) -> None:
+        """A connection has ended, and why is as well known as it will ever be: tell everybody who waits."""
+        peer.fail_pending(lambda: self.exit_error(peer.pid))
+        buried = self._buried.pop(peer, None)
+        if buried is not None:
+            buried.complete(0, None)
 
     def _reason(self, peer: Peer) -> ExitReason | None:
         membership = self._process.membership
@@ -390,6 +394,7 @@ class Links:
         for peer in list(self._buried):
             if peer not in self._process.peers.values():  # those are closed in good order
                 peer.abort()
+                self.over(peer)
 
 
 def _shut(sock: socket.socket) -> None:

@@ -314,7 +314,7 @@ class Process(Asking):
         self.blocks.close()
         for peer in list(self.peers.values()):
             peer.close(min(0.5, deadline.remaining() or 0.0))
-            peer.fail_pending(partial(self.links.exit_error, peer.pid))
+            self.links.over(peer)
         self.peers.clear()
         self.receiver.close()
         self.executor.close()

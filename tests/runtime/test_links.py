@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from hybriddist.errors import ConnectError
+from hybriddist.runtime import links
 from hybriddist.testing.clusters import _as, memory_cluster
 from hybriddist.transport import Transport
 from tests.helpers.polling import poll_for
@@ -73,3 +74,15 @@ def test_those_who_race_share_one_connection(rounds: int) -> None:
                 thread.join(20)
             assert len(peers) == 4
             assert len(set(peers)) == 2  # one at each end
+
+
+def test_nobody_waits_for_the_reason_of_an_end_that_was_made_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is closed in good order has no obituary to wait for."""
+    monkeypatch.setattr(links, "_REASON_SECONDS", 1000.0)
+    with memory_cluster(1) as cluster:
+        worker = cluster.workers[2]
+        peer = worker.peers[1]
+    asker = threading.Thread(target=worker.links.gone, args=[peer], daemon=True)
+    asker.start()
+    asker.join(10)
+    assert not asker.is_alive()
