@@ -97,7 +97,18 @@ class Lessor:
         if self._exporter is None:
             self._prepare()
         anchor = self._anchor(memory, offset)
-        exporter = self._exporter(self._address(anchor))
+        return self.lease_at(self._address(anchor), length, anchor, on_release)
+
+    def lease_at(self, address: int, length: int, anchor: Any, on_release: Callable[[], object]) -> memoryview:
+        """Likewise, where the address is known already, from `address`. Not checked at all: 0.5 µs less.
+
+        Args:
+            address: of memory that is there, and writable, as long as ``anchor`` lives.
+            length: 1 or more.
+            anchor: kept alive by the lease.
+            on_release: as in `lease`.
+        """
+        exporter = self._exporter(address)
         exporter.anchor = anchor
         exporter.ospid = getpid()
         exporter.on_release = on_release

@@ -8,36 +8,18 @@ A pickle remembers whether a buffer was read-only. To have a writable one at the
 pickler is given a small writable stand-in, and the collector replaces it by the read-only memory when the pickler
 hands it back as "this goes out of band".
 
-The commonest large arrays, contiguous ones of plain numbers, numpy's own pickling does hand over; but it writes the
-dtype as an object: 1.3 µs more to write, and as much to read, than its name, which `dump_plain` writes. That is noticed
-with 64 KB, which are copied in as much.
-
 What this module does not know: who pickles, and how buffers travel. It is only used once numpy is loaded.
 """
 
 from __future__ import annotations
 
-import copyreg
-import io
 import pickle
-import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from hybriddist import limits
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-_PLAIN_NAMES: Final = frozenset(
-    f"{order}{kind}"
-    for order, kinds in [
-        ("|", "b1 i1 u1"),
-        ("<" if sys.byteorder == "little" else ">", "i2 i4 i8 u2 u4 u8 f2 f4 f8 c8 c16"),
-    ]
-    for kind in kinds.split()
-)
-"""Of dtypes in the machine's own byte order that their name says all about."""
 
 
 class BufferCollector:
@@ -133,29 +115,6 @@ class ArrayReducer:
         else:
             buffer = self._collector.stand_in(view)
         return rebuild_array, (None if kind is np.ndarray else kind, buffer, dtype, array.shape, order)
-
-
-def dump_plain(value: Any, collector: BufferCollector, array_type: type[Any]) -> bytes:
-    """Pickle with the C pickler, arrays of plain numbers in the short way. Raises what the pickler raises."""
-    file = io.BytesIO()
-    pickler = pickle.Pickler(file, 5, buffer_callback=collector)
-    pickler.dispatch_table = {array_type: _reduce_plain, **copyreg.dispatch_table}  # a user's own comes first
-    pickler.dump(value)
-    return file.getvalue()
-
-
-def _reduce_plain(array: Any) -> Any:
-    """What `_PLAIN_NAMES` does not name, and small arrays, are left to numpy."""
-    dtype = array.dtype
-    name = dtype.str
-    if (
-        name in _PLAIN_NAMES
-        and array.nbytes >= limits.OUT_OF_BAND_BYTES
-        and array.flags.carray  # contiguous, aligned, and writable
-        and dtype.metadata is None
-    ):
-        return rebuild_array, (None, pickle.PickleBuffer(array), name, array.shape, "C")
-    return array.__reduce_ex__(5)
 
 
 def rebuild_array(kind: type[Any] | None, buffer: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> Any:

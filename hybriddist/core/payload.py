@@ -11,10 +11,9 @@ being copied into it. Pickling goes the cheapest way that is right::
         ▼
         SerializeError, which says what failed and where it sits (core/culprit.py)
 
-Only the plain values of the first line are common, so only they are fast: 0.7 µs for a small tuple. Large arrays that
-are a call's arguments or its result take a short cut on that line (`core/ndarrays.py: dump_plain`). What this module
-does not know: messages, connections, and whose bytes these are. It must never be given bytes of a peer that has not
-proved the cookie.
+Only the plain values of the first line are common, so only they are fast: 0.7 µs for a small tuple. Plain arrays that
+are a call's arguments or its result do not come that far (`core/plain_arrays.py`). What this module does not know:
+messages, connections, and whose bytes these are. It must never be given bytes of a peer that has not proved the cookie.
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from hybriddist import limits
+from hybriddist.core import plain_arrays
 from hybriddist.core.lease import physical_bytes
-from hybriddist.core.ndarrays import BufferCollector, dump_plain
+from hybriddist.core.ndarrays import BufferCollector
 from hybriddist.errors import DeserializeError, SerializeError
 from hybriddist.transport import Buffer
 
@@ -47,14 +47,11 @@ _HEADER_ROOM: Final = 64
 _NUMBERS: Final = frozenset({int, float, bool, complex, type(None)})
 """What needs no second thought: most results of small calls."""
 
-_PLAIN: Final = _NUMBERS | {str, bytes, tuple, list, dict}
-"""What certainly is no array, so that nobody has to ask for numpy."""
-
 _NAMES_SOMETHING: Final = pickle.STACK_GLOBAL
 """In a pickle without this byte nothing is imported. In one with it, something may be; that costs 1 µs more."""
 
-_SURELY_FITS_BYTES: Final = limits.GIB
-"""Up to here nobody asks how much memory the machine has."""
+_PICKLE: Final = pickle.PROTO[0]
+"""What every pickle begins with, and nothing else that is sent."""
 
 _dumps = pickle.dumps
 _loads = pickle.loads
@@ -79,13 +76,12 @@ def dumps(value: Any, labels: Sequence[str] = (), again: Callable[[], object] = 
     """
     if value.__class__ in _NUMBERS:
         return _dumps(value, 5), []
+    encoded = plain_arrays.dump(value)
+    if encoded is not None:
+        return encoded
     collector = BufferCollector()
     try:
-        array_type = _array_type(value)
-        if array_type is None:
-            body = _dumps(value, 5, buffer_callback=collector)
-        else:
-            body = dump_plain(value, collector, array_type)
+        body = _dumps(value, 5, buffer_callback=collector)
     except KeyboardInterrupt:
         raise
     except BaseException:
@@ -118,6 +114,8 @@ def loads(body: Buffer, buffers: Iterable[Buffer] = ()) -> Any:
             chained.
     """
     try:
+        if body[0] != _PICKLE:
+            return plain_arrays.rebuild(body[0], _loads(body[1:]), buffers)
         if type(body) is not bytes or _NAMES_SOMETHING in body:
             return _Unpickler(io.BytesIO(body), buffers=buffers).load()
         return _loads(body, buffers=buffers)
@@ -143,22 +141,6 @@ def is_small(value: Any, limit: int) -> bool:
     except Exception:
         return True
     return True
-
-
-def _array_type(value: Any) -> type[Any] | None:
-    """numpy's array type, if the value is a large array, or one of a call's arguments, or of the items of a tuple, is.
-
-    Where nobody looks, inside lists and objects, arrays are pickled a little slower.
-    """
-    things = value if value.__class__ is tuple else (value,)
-    if things and things[0].__class__ is tuple:
-        things = things[0]  # of (args, kwargs)
-    for thing in things:
-        if thing.__class__ not in _PLAIN:
-            array_type = getattr(sys.modules.get("numpy"), "ndarray", None)
-            if thing.__class__ is array_type and thing.nbytes >= limits.OUT_OF_BAND_BYTES:
-                return type(thing)
-    return None
 
 
 class _TooLarge(Exception):
@@ -225,7 +207,7 @@ def _checked(body: bytes, buffers: list[memoryview]) -> tuple[bytes, list[memory
         )
     if buffers:
         size = sum(map(len, buffers))
-        if size > _SURELY_FITS_BYTES and size > physical_bytes():
+        if size > plain_arrays.MOST_BYTES and size > physical_bytes():
             raise SerializeError(
                 f"arrays of {size / limits.GIB:.1f} GiB cannot be sent: this machine has "
                 f"{physical_bytes() / limits.GIB:.1f} GiB of memory, in which the receiver's copy would have to lie. "

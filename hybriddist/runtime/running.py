@@ -15,7 +15,7 @@ from functools import partial
 from itertools import count
 from time import monotonic, perf_counter_ns
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from hybriddist.core import captured, payload
 from hybriddist.core.functions import ReceivedFunction
@@ -27,7 +27,6 @@ from hybriddist.runtime.context import this_process
 from hybriddist.runtime.copies import end_copy
 from hybriddist.runtime.execution import call_in_user_code
 from hybriddist.runtime.replies import pack, reply, send
-from hybriddist.transport import Buffer
 
 if TYPE_CHECKING:
     from hybriddist.runtime.coroutines import Running
@@ -112,7 +111,7 @@ def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
         args = _arguments(call, args)
     if buffers:
         # The message's own hold on large buffers ends here: they live as long as the arguments do.
-        cast("list[Buffer]", buffers).clear()
+        buffers.clear()  # type: ignore[attr-defined]  # a list, if there are any
     return function(*args, **kwargs)
 
 

@@ -108,6 +108,8 @@ class Arena:
         self.reserved = Reservations(lessor or Lessor())
         self._slabs: dict[int, Slab] = {}
         self._classes: dict[int, _SizeClass] = {}
+        self._last: tuple[int, _Slot | None] = 0, None
+        """The slot that was taken last, and for how many bytes."""
         self._generation = 0
         self._no_room_until = 0.0
         self._next_look = 0.0
@@ -122,22 +124,21 @@ class Arena:
             given to `cancel`.
         """
         length = len(buffer)
-        if self.reserved:
-            with self._lock:
-                token = None if self._ended else self.reserved.give(buffer)
-            if token is not None:
-                return token
         with self._lock:
+            if self.reserved.by_address and not self._ended:
+                token = self.reserved.give(buffer)
+                if token is not None:
+                    return token
             taken = None if self._ended or not length else self._take(length)
         if taken is None:
             return None
         slab, number = taken
         try:
-            _copy(slab.memory, slab.offset(number), memoryview(buffer))
+            _copy(slab.memory, slab.first + number * slab.slot_bytes, buffer)
         except BaseException:
             slab.states[number] = FREE
             raise
-        return slab.token(number)
+        return slab.first_token + number
 
     def reserve(self, length: int) -> memoryview | None:
         """Lend a slot of at least ``length`` bytes to user code: writable memory with arbitrary content.
@@ -181,7 +182,11 @@ class Arena:
             self._next_look = now + IDLE_SECONDS / 4
             while self._retire_oldest(before=now - IDLE_SECONDS):
                 pass
-        taken = self._take_large(length) if length >= LARGE_BYTES else self._take_small(length)
+        last_length, taken = self._last
+        # Question and answer: the slot of the last question is free again, and still in the processor's cache.
+        if last_length != length or taken is None or taken[0].states[taken[1]] != FREE:
+            taken = self._take_large(length) if length >= LARGE_BYTES else self._take_small(length)
+            self._last = length, taken
         if taken is not None:
             slab, number = taken
             slab.states[number] = state
@@ -207,7 +212,6 @@ class Arena:
         if slots is None:
             slots = self._classes[slot_bytes] = _SizeClass()
         used = slots.used
-        # Question and answer: the slot of the last question is free again, and still in the processor's cache.
         if used and used[-1][0].states[used[-1][1]] == FREE:
             return used[-1]
         if not slots.free:
@@ -267,6 +271,7 @@ class Arena:
 
     def _retire(self, slab: Slab, *, keep_name: bool = False) -> None:
         del self._slabs[slab.index]
+        self._last = 0, None
         slots = self._classes.get(slab.slot_bytes)
         if slots is not None and slab.slots > 1:
             slots.free = [slot for slot in slots.free if slot[0] is not slab]
@@ -281,11 +286,12 @@ class Arena:
         self._budget.give(len(slab.memory))
 
 
-def _copy(memory: memoryview, offset: int, buffer: memoryview) -> None:
+def _copy(memory: memoryview, offset: int, buffer: Buffer) -> None:
     length = len(buffer)
     if length <= _COPY_BYTES:
         memory[offset : offset + length] = buffer
         return
+    buffer = memoryview(buffer)
     for start in range(0, length, _COPY_BYTES):
         end = min(start + _COPY_BYTES, length)
         memory[offset + start : offset + end] = buffer[start:end]
@@ -317,17 +323,19 @@ class ArenaReader:
         """
         index, number = place >> 24 & 0xFF, place & 0xFFFFFF
         with self._lock:
-            self.forget_retired()
+            if self._words[RETIREMENTS] != self._retirements:
+                self.forget_retired()
             slab = self._slabs.get(index)
             if slab is None:
                 slab = self._attach(index, place >> 32 & MAX_GENERATION)
-        if place != slab.token(number) or number >= slab.slots or not 0 < length <= slab.slot_bytes:
+        if place != slab.first_token + number or number >= slab.slots or not 0 < length <= slab.slot_bytes:
             raise RemoteProtocolError(f"no buffer of {length} bytes can lie at place {place:#x} of the arena")
         states = slab.states
         if states[number] != SENT:
             raise RemoteProtocolError(f"slot {number} of the arena's segment {index} holds no buffer for us")
         states[number] = LEASED
-        return self._lessor.lease(slab.memory, slab.offset(number), length, partial(states.__setitem__, number, FREE))
+        address = slab.address + slab.first + number * slab.slot_bytes
+        return self._lessor.lease_at(address, length, slab.memory, partial(states.__setitem__, number, FREE))
 
     def forget_retired(self) -> None:
         """Unmap the segments that the sender has given back. Cheap if there are none."""
@@ -369,6 +377,7 @@ class ArenaReader:
             or slab.offset(slab.slots) > size
         ):
             raise RemoteProtocolError(f"segment {index} of the arena, {size} bytes, is not laid out as it must be")
+        slab.address = self._lessor.address(slab.memory)
         slab.words[ATTACHED] = 1
         self._slabs[index] = slab
         return slab

@@ -50,28 +50,28 @@ class Reservations:
 
     Args:
         lessor: makes the views.
+
+    Attributes:
+        by_address: what is reserved now. A finaliser may take something out at any moment.
     """
 
     def __init__(self, lessor: Lessor) -> None:
         self._lessor = lessor
-        self._by_address: dict[int, _Reservation] = {}
+        self.by_address: dict[int, _Reservation] = {}
         self._lock = RLock()  # no frame's view begins while it is found out whether a buffer is one
-
-    def __bool__(self) -> bool:
-        return bool(self._by_address)
 
     def lend(self, slab: Slab, number: int, length: int) -> memoryview:
         """A writable view of a slot in state RESERVED."""
         reservation = _Reservation(slab, number, length)
         address = self._lessor.address(slab.memory) + slab.offset(number)
-        self._by_address[address] = reservation
+        self.by_address[address] = reservation
         return self._view(reservation, address, length, departing=False)
 
     def settle(self, buffers: list[Any]) -> None:
         """Replace buffers of a frame that begin with a reserved slot by views of it that hold nothing of the user's."""
         for index in range(len(buffers)):  # no variable for the buffer, which would keep it
             address = self._lessor.address(buffers[index])
-            reservation = self._by_address.get(address)
+            reservation = self.by_address.get(address)
             if reservation is not None and len(buffers[index]) <= reservation.length:
                 with self._lock:
                     view = self._view(reservation, address, len(buffers[index]), departing=True)
@@ -81,7 +81,7 @@ class Reservations:
         """The token of the slot that a settled buffer lies in, which is the receiver's from now on; None: copy it."""
         address = self._lessor.address(buffer)
         with self._lock:
-            reservation = self._by_address.get(address)
+            reservation = self.by_address.get(address)
             # First the number: while it is one, that is the exporter of the buffer in hand, the frame's or the user's.
             if (
                 reservation is None
@@ -91,13 +91,13 @@ class Reservations:
                 or len(buffer) > reservation.length
             ):
                 return None
-            del self._by_address[address]
+            del self.by_address[address]
             reservation.slab.states[reservation.number] = SENT
             return reservation.slab.token(reservation.number)
 
     def distrust(self) -> None:
         """Somebody who is not counted may see all that is reserved now."""
-        for reservation in list(self._by_address.values()):
+        for reservation in list(self.by_address.values()):
             reservation.trusted = False
 
     def _view(self, reservation: _Reservation, address: int, length: int, *, departing: bool) -> memoryview:
@@ -112,7 +112,7 @@ class Reservations:
         """A finaliser."""
         if departing:
             reservation.departing = False
-        if not reservation.views.pop() and self._by_address.get(address) is reservation:
+        if not reservation.views.pop() and self.by_address.get(address) is reservation:
             # First forgotten, then free: who takes it then may be lent the same address.
-            del self._by_address[address]
+            del self.by_address[address]
             reservation.slab.states[reservation.number] = FREE

@@ -61,6 +61,9 @@ class Slab:
         self.slot_bytes, self.slots, self.first = self.words[_HEADER]
         self.states = self.words[STATES : STATES + self.slots]
         self.last_used = 0.0
+        self.address = 0
+        """Of the memory in this process, once the receiver has asked for it."""
+        self.first_token = 1 << 63 | generation << 32 | index << 24
 
     def offset(self, number: int) -> int:
         """Where a slot begins in the memory."""
@@ -68,7 +71,7 @@ class Slab:
 
     def token(self, number: int) -> int:
         """What names a slot to the other side."""
-        return 1 << 63 | self.generation << 32 | self.index << 24 | number
+        return self.first_token + number
 
 
 def entry_word(index: int) -> int:

@@ -108,7 +108,10 @@ class ShmTransport(Transport):
             raise LocalProtocolError("a frame needs a head")
         if buffers or self._outbox or len(head) >= _LARGE_HEAD_BYTES:
             return self._send_parts(head, buffers)
-        data = encode(head)
+        return self._send_small(encode(head))
+
+    def _send_small(self, data: bytes) -> bool:
+        """Write a few bytes at once; the outbox is empty."""
         producer = self._producer
         if not producer.write(data, whole=True):
             return self._queue([data])
@@ -117,19 +120,24 @@ class ShmTransport(Transport):
         return True
 
     def _send_parts(self, head: bytes, buffers: Sequence[Buffer]) -> bool:
-        lengths = [len(buffer) for buffer in buffers]
+        lengths: list[int] = []
         places: list[int] = []
+        put = self._arena.put
         try:
-            for buffer, length in zip(buffers, lengths, strict=True):
-                token = self._arena.put(buffer) if length >= limits.OUT_OF_BAND_BYTES else None
-                places.append(token or 0)
+            for buffer in buffers:
+                length = len(buffer)
+                lengths.append(length)
+                places.append((length >= limits.OUT_OF_BAND_BYTES and put(buffer)) or 0)
             start = encode_start(head, lengths, places)
         except BaseException:
             for token in places:
                 if token:
                     self._arena.cancel(token)
             raise
-        parts: list[Buffer] = [start + head] if len(head) < _LARGE_HEAD_BYTES else [start, head]
+        small = len(head) < _LARGE_HEAD_BYTES
+        if small and not self._outbox and all(places):
+            return self._send_small(start + head)
+        parts: list[Buffer] = [start + head] if small else [start, head]
         parts += [buffer for buffer, place in zip(buffers, places, strict=True) if not place]
         return self._queue(parts)
 
@@ -191,7 +199,7 @@ class ShmTransport(Transport):
 
     def settle(self, buffers: list[Buffer]) -> None:
         """See `Transport.settle`."""
-        if self._arena.reserved:
+        if self._arena.reserved.by_address:
             self._arena.reserved.settle(buffers)
 
     def forking(self) -> None:

@@ -211,7 +211,7 @@ class TestFree:
         assert ends.states() == [RESERVED]
         del buffers
         assert ends.states() == []
-        assert not ends.arena.reserved
+        assert not ends.arena.reserved.by_address
 
     def test_after_the_end_of_the_connection(self, ends):
         array = ends.computed(LARGE, 5)
