@@ -133,8 +133,12 @@ class Arena:
         if taken is None:
             return None
         slab, number = taken
+        offset = slab.first + number * slab.slot_bytes
         try:
-            _copy(slab.memory, slab.first + number * slab.slot_bytes, buffer)
+            if length <= _COPY_BYTES:
+                slab.memory[offset : offset + length] = buffer
+            else:
+                _copy_in_pieces(slab.memory, offset, memoryview(buffer))
         except BaseException:
             slab.states[number] = FREE
             raise
@@ -286,12 +290,8 @@ class Arena:
         self._budget.give(len(slab.memory))
 
 
-def _copy(memory: memoryview, offset: int, buffer: Buffer) -> None:
+def _copy_in_pieces(memory: memoryview, offset: int, buffer: memoryview) -> None:
     length = len(buffer)
-    if length <= _COPY_BYTES:
-        memory[offset : offset + length] = buffer
-        return
-    buffer = memoryview(buffer)
     for start in range(0, length, _COPY_BYTES):
         end = min(start + _COPY_BYTES, length)
         memory[offset + start : offset + end] = buffer[start:end]

@@ -134,10 +134,12 @@ class ShmTransport(Transport):
                 if token:
                     self._arena.cancel(token)
             raise
-        small = len(head) < _LARGE_HEAD_BYTES
-        if small and not self._outbox and all(places):
+        if len(head) >= _LARGE_HEAD_BYTES:
+            parts: list[Buffer] = [start, head]
+        elif 0 in places or self._outbox:
+            parts = [start + head]
+        else:
             return self._send_small(start + head)
-        parts: list[Buffer] = [start + head] if small else [start, head]
         parts += [buffer for buffer, place in zip(buffers, places, strict=True) if not place]
         return self._queue(parts)
 

@@ -167,13 +167,13 @@ class TestBounds:
         def interrupt(*args):
             raise KeyboardInterrupt
 
-        token = arena.put(bytes(LARGE))
+        token = arena.put(bytes(2 << 20))
         arena.cancel(token)
         with monkeypatch.context() as patch:
-            patch.setattr(arena_module, "_copy", interrupt)
+            patch.setattr(arena_module, "_copy_in_pieces", interrupt)
             with pytest.raises(KeyboardInterrupt):
-                arena.put(bytes(LARGE))
-        assert arena.put(bytes(LARGE)) == token
+                arena.put(bytes(2 << 20))
+        assert arena.put(bytes(2 << 20)) == token
 
 
 class TestGivingBack:
