@@ -11,11 +11,9 @@ A worker answers unit by unit. It says so when it begins one while an older one 
 known which units had begun, and which never did: only those are given to others. A worker that maps takes its share
 too: one unit at a time, on another thread, while this one waits.
 
-**Time limits.** An item counts from its own begin, which the worker announces. One that is over its limit is
-interrupted; if its worker does not react, the worker is ended and replaced.
-
 What this module does not know: how calls travel, who works (``crew.py``), how much goes to whom (``lanes.py``), what is
-left to do (``supply.py``), and what errors and results come to (``outcomes.py``).
+left to do (``supply.py``), how long an item may take (``time_limits.py``), and what errors and results come to
+(``outcomes.py``).
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any, Final
@@ -40,20 +38,20 @@ from hybriddist.lanes import Lane, Pace, Unit
 from hybriddist.outcomes import Outcomes
 from hybriddist.runtime.asking import LOST
 from hybriddist.runtime.completion import Completion
-from hybriddist.runtime.process import Process
+from hybriddist.runtime.process import Process, usable_cpu_count
 from hybriddist.supply import Entry, Supply
+from hybriddist.time_limits import TimeLimit
 
 _LOOK_SECONDS: Final = 0.1
 """While there is something to give out, how often new workers are looked for at least."""
 
-_REACTION_SECONDS: Final = 2.0
-"""For an interrupted item to end; then its worker is given up. One was not enough on a machine with heavy load."""
-
-_IMPORT_SECONDS: Final = 30.0
-"""An item that has not begun: its worker imports what the function needs. That has a limit too."""
-
+_VALUE: Final = int(Outcome.VALUE)
 _NOT_SENT: Final = -2
 """Outcome of an item that cannot be pickled; the content is the exception."""
+
+
+_Part = tuple[Sequence[int], Sequence[Any]]
+"""Items for one unit: their indices, and their arguments."""
 
 
 class Mapping:
@@ -89,8 +87,8 @@ class Mapping:
         self._outcomes = outcomes
         self._crew = crew
         self._batch_size = batch_size
-        self._item_timeout = item_timeout
-        self._pace = Pace()
+        self._limit = None if item_timeout is None else TimeLimit(item_timeout, process, crew)
+        self._pace = Pace(usable_cpu_count())
         self._lanes: dict[int, Lane] = {}
         self._hungry: dict[int, None] = {}
         """The lanes that may have room, longest since first: so a retry goes to another worker."""
@@ -144,8 +142,8 @@ class Mapping:
                     continue
             while ended:
                 self._handle(ended.popleft())
-            if self._item_timeout is not None:
-                self._end_overdue()
+            if self._limit is not None:
+                self._limit.enforce(self._under_way())
             yield
 
     def _wait(self, news: Completion) -> None:
@@ -162,10 +160,8 @@ class Mapping:
         if not self._supply.is_empty() and not self._supply.is_held_back():
             patience = _LOOK_SECONDS if self._worth == math.inf else self._pace.patience()
             times = [patience, self._supply.seconds()]
-        if self._item_timeout is not None:
-            now = time.monotonic()
-            # Nobody wakes us when an item begins: so it is looked for.
-            times += [self._limit(unit) - now if unit.begun else _LOOK_SECONDS for unit in self._under_way()]
+        if self._limit is not None:
+            times.append(self._limit.until_due(self._under_way()))
         return max(0.0, min(times)) if times else None
 
     def _note(self, unit: Unit) -> None:
@@ -214,20 +210,20 @@ class Mapping:
         """Send until the window is full; False if there is nothing to send."""
         if self._batched:
             lane.enlarge()
-        elif self._item_timeout is None:  # else each goes alone, to the thread that interrupts reach best
+        elif self._limit is None:  # else each goes alone, to the thread that interrupts reach best
             lane.widen()
         if pid == self._process.pid:
             return self._start_here(pid, lane)
         while (room := lane.window - len(lane.under_way)) > 0:
             if self._batched:
                 indices, items = self._supply.take(self._fair(lane.size))
-                units = [Unit(indices, items)] if items else []
+                parts: list[_Part] = [(indices, items)] if items else []
             else:
                 indices, items = self._supply.take(self._batch_size if self._batch_size > 1 else room)
-                units = [Unit((index,), (item,)) for index, item in zip(indices, items, strict=True)]
-            if not units:
+                parts = [((index,), (item,)) for index, item in zip(indices, items, strict=True)]
+            if not parts:
                 return False
-            if not self._send(pid, lane, units):
+            if not self._send(pid, lane, parts):
                 return True
         return True
 
@@ -236,8 +232,8 @@ class Mapping:
         left = self._supply.left()
         return size if left is None else max(1, min(size, max(size // 8, left // (2 * len(self._lanes)))))
 
-    def _arguments(self, unit: Unit) -> tuple[Any, ...]:
-        arguments: tuple[Any, ...] = (unit.items,) if self._batched else unit.items[0]
+    def _arguments(self, items: Sequence[Any]) -> tuple[Any, ...]:
+        arguments: tuple[Any, ...] = (items,) if self._batched else items[0]
         return arguments
 
     def _start_here(self, pid: int, lane: Lane) -> bool:
@@ -245,44 +241,43 @@ class Mapping:
         indices, items = self._supply.take(self._fair(lane.size) if self._batched else 1)
         if not items:
             return False
-        unit = Unit(indices, items)
-        unit.send_to(pid, None, self._note, time.monotonic(), shared=False)
+        unit = Unit(indices, items, pid, None, self._note, time.monotonic())
         unit.begun = unit.sent
-        unit.future = future = remotecall(lane.f, pid, *self._arguments(unit))
+        unit.future = future = remotecall(lane.f, pid, *self._arguments(items))
         lane.sent((unit,), 0.0)
         future.add_done_callback(partial(_end_here, unit))
         return True
 
-    def _send(self, pid: int, lane: Lane, units: list[Unit]) -> bool:
-        """Send units in one message. False: the worker is gone, and gets no more."""
+    def _send(self, pid: int, lane: Lane, parts: list[_Part]) -> bool:
+        """Send parts in one message, a unit each. False: the worker is gone, and gets no more."""
         try:
             peer = self._process.peer(pid)
-            shared = len(units) > 1
-            now = time.monotonic()
-            for unit in units:
-                unit.send_to(pid, peer, self._note, now, shared=shared)
-            arguments = [self._arguments(unit) for unit in units]
-            self._process.start_each(lane.f, peer, arguments, units, announced=self._item_timeout is not None)
+            note, now, shared = self._note, time.monotonic(), len(parts) > 1
+            units = [Unit(indices, items, pid, peer, note, now, shared=shared) for indices, items in parts]
+            arguments = [self._arguments(items) for _, items in parts]
+            self._process.start_each(lane.f, peer, arguments, units, announced=self._limit is not None)
             lane.sent(units, time.monotonic() - now)
         except ProcessExitedException:
             # It went before it was asked: the items are still ours to give to another.
-            self._supply.give_back(entry for unit in units for entry in unit.entries())
+            self._supply.give_back(entry for part in parts for entry in zip(*part, strict=True))
             if not lane.under_way:
                 self._retire(pid)
             return False
         except SerializeError as error:
-            return self._send_singly(pid, lane, units, error)
+            return self._send_singly(pid, lane, parts, error)
         return True
 
-    def _send_singly(self, pid: int, lane: Lane, units: list[Unit], error: SerializeError) -> bool:
+    def _send_singly(self, pid: int, lane: Lane, parts: list[_Part], error: SerializeError) -> bool:
         """Something in a message cannot be pickled. Alone, each item is told from the others."""
-        if len(units) > 1 or len(units[0].items) > 1:
-            alone = [Unit((index,), (item,)) for unit in units for index, item in unit.entries()]
-            return all([self._send(pid, lane, [unit]) for unit in alone])
+        indices, items = parts[0]
+        if len(parts) > 1 or len(items) > 1:
+            alone: list[_Part] = [((index,), (item,)) for part in parts for index, item in zip(*part, strict=True)]
+            return all([self._send(pid, lane, [part]) for part in alone])
         peer = self._process.peer(pid)
         self._process.check_function(peer, lane.f)  # if it is the function, no item can be sent: raised here
-        lane.sent(units, 0.0)
-        units[0].complete(_NOT_SENT, error)
+        unit = Unit(indices, items, pid, peer, self._note, time.monotonic())
+        lane.sent((unit,), 0.0)
+        unit.complete(_NOT_SENT, error)
         return True
 
     def _retire(self, pid: int) -> None:
@@ -295,6 +290,18 @@ class Mapping:
 
     def _handle(self, unit: Unit) -> None:
         lane = self._lanes[unit.pid]
+        if unit.outcome == _VALUE and unit.peer is not None:
+            lane.end(unit, self._settle(unit), unit.content.nanoseconds)
+        else:
+            self._handle_rarely(unit, lane)
+        if not lane.under_way and (lane.victim is not None or self._supply.is_empty()):
+            self._retire(unit.pid)
+        elif lane.victim is None:
+            self._hungry.pop(unit.pid, None)  # it may have had room before: now it is the last
+            self._hungry[unit.pid] = None
+
+    def _handle_rarely(self, unit: Unit, lane: Lane) -> None:
+        """A unit that has no value, or ran in this process."""
         outcome = unit.outcome
         if outcome == LOST and lane.victim is None:
             # What came before the death has been handled. Of what is left and is not said to have begun, the worker was
@@ -309,25 +316,22 @@ class Mapping:
                 self._supply.again(entry, 0.0)
         else:
             count = self._settle(unit)
-        if unit.peer is None:
-            nanoseconds = int((time.monotonic() - unit.sent) * 1e9)
-        else:
-            nanoseconds = unit.content.nanoseconds if outcome == Outcome.VALUE else 0
-        lane.end(unit, count, nanoseconds)
-        if not lane.under_way and (lane.victim is not None or self._supply.is_empty()):
-            self._retire(unit.pid)
-        elif lane.victim is None:
-            self._hungry.pop(unit.pid, None)  # it may have had room before: now it is the last
-            self._hungry[unit.pid] = None
+        lane.end(unit, count, int((time.monotonic() - unit.sent) * 1e9) if unit.peer is None else 0)
 
     def _settle(self, unit: Unit) -> int:
         """Hand the ends of a unit's items on; how many were run."""
         try:
-            value = self._value(unit)
+            peer = unit.peer
+            if peer is None:
+                value = unit.future.fetch()
+            elif unit.outcome == _NOT_SENT:
+                raise unit.content
+            else:
+                value = self._process.value_of(unit, peer)
         except (HybridDistError, CancelledError) as raised:
             error: Exception = raised
-            if unit.overdue:
-                error = TimeoutError(f"the item took longer than {self._item_timeout} seconds")
+            if unit.overdue and self._limit is not None:
+                error = self._limit.error()
                 error.__cause__ = raised
             for entry in unit.entries():
                 self._failed(entry, error)
@@ -356,43 +360,14 @@ class Mapping:
                 self._failed((unit.indices[at], unit.items[at]), failure)
         return count
 
-    def _value(self, unit: Unit) -> Any:
-        """Its value, or the exception raised here."""
-        if unit.outcome == _NOT_SENT:
-            raise unit.content
-        return unit.future.fetch() if unit.peer is None else self._process.value_of(unit, unit.peer)
-
     def _failed(self, entry: Entry, error: Exception) -> None:
         delay = self._outcomes.error(entry[0], error)
         if delay is not None:
             self._looked = 0.0  # for another worker than the one at which it failed
             self._supply.again(entry, delay)
 
-    # ---- time limits ------------------------------------------------------------------------------------------
-
     def _under_way(self) -> Iterator[Unit]:
         return (unit for lane in self._lanes.values() for unit in lane.under_way)
-
-    def _limit(self, unit: Unit) -> float:
-        """When this unit is to be ended, or its worker."""
-        assert self._item_timeout is not None  # the caller looked
-        return unit.overdue or (unit.begun or unit.sent + _IMPORT_SECONDS) + self._item_timeout
-
-    def _end_overdue(self) -> None:
-        """Interrupt the items that are over their limit, and give up the workers that do not react."""
-        now = time.monotonic()
-        for unit in list(self._under_way()):
-            if unit.done or now < self._limit(unit):
-                continue
-            if unit.overdue:
-                unit.overdue = float("inf")  # once
-                self._crew.replace(unit.pid, unit)
-                continue
-            unit.overdue = now + _REACTION_SECONDS
-            if unit.peer is None:
-                unit.future.cancel()
-            else:
-                self._process.cancel_calls(unit.peer, (unit,))
 
 
 def _end_here(unit: Unit, _: Future) -> None:

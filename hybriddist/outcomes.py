@@ -49,7 +49,8 @@ class Outcomes:
         else:
             self._make_room(index + 1)
             results[index] = value
-        self._ended(index)
+        if self._bar.shown or self._retries:
+            self._ended(index)
 
     def values(self, indices: Sequence[int], values: list[Any]) -> None:
         """Several items succeeded."""
@@ -124,7 +125,8 @@ class PassingOutcomes(Outcomes):
 
     def value(self, index: int, value: Any) -> None:
         self.waiting[index] = value
-        self._ended(index)
+        if self._bar.shown or self._retries:
+            self._ended(index)
 
     def values(self, indices: Sequence[int], values: list[Any]) -> None:
         if type(indices) is range:

@@ -16,17 +16,20 @@ class Progress:
     Args:
         shown: False makes every method do nothing.
         total: how many items there will be, if that is known.
+
+    Attributes:
+        shown: as given.
     """
 
     def __init__(self, shown: bool, total: int | None) -> None:
-        self._shown = shown
+        self.shown = shown
         self._total = total
         self._count = 0
         self._drawn = 0.0
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
-        if self._shown:
+        if self.shown:
             try:
                 from tqdm.auto import tqdm
             except ImportError:
@@ -37,7 +40,7 @@ class Progress:
 
     def advance(self, count: int = 1) -> None:
         """So many more items are finished."""
-        if not self._shown:
+        if not self.shown:
             return
         self._count += count
         if self._bar is not None:
@@ -53,7 +56,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._shown:
+        if not self.shown:
             return
         if self._bar is not None:
             self._bar.close()

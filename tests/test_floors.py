@@ -44,6 +44,7 @@ FLOORS = [
         "batches",
         "crew",
         "lanes",
+        "time_limits",
         "supply",
         "outcomes",
         "progress",

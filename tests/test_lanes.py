@@ -11,7 +11,7 @@ from hybriddist.lanes import Pace
 
 @pytest.fixture
 def pace() -> Pace:
-    return Pace()
+    return Pace(4)
 
 
 def worth(pace: Pace, left: int | None, silent_seconds: float = 0.0) -> float:
@@ -20,9 +20,14 @@ def worth(pace: Pace, left: int | None, silent_seconds: float = 0.0) -> float:
 
 def test_a_map_begins_with_few_lanes_and_soon_opens_all_if_nobody_answers(pace: Pace) -> None:
     few = worth(pace, 100_000)
-    assert 4 <= few <= 16
+    assert few == 4
     assert worth(pace, None) == few
     assert worth(pace, 100_000, pace.patience() + 0.001) == math.inf
+
+
+@pytest.mark.parametrize(("cpus", "lanes"), [(1, 2), (2, 2), (5, 5), (8, 8), (64, 8)])
+def test_at_first_there_are_as_many_lanes_as_cpus_within_bounds(cpus: int, lanes: int) -> None:
+    assert worth(Pace(cpus), 100_000) == lanes
 
 
 def test_tiny_items_stay_on_few_lanes(pace: Pace) -> None:

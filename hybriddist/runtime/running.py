@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 Errand = tuple["Peer | None", int, int, int]
 """What a thread is at: whose call, its call id, and its reference (whence, id); None, 0: a call of our own."""
 
+_VALUE: Final = int(Outcome.VALUE)
+
 _DROPPED: Final = object()
 """Instead of the value of a call that nobody wanted any more before it had begun."""
 
@@ -274,7 +276,7 @@ class Each:
         if not is_main:
             peer.process.poller.wake()  # whoever receives shall look after it
         while self._items and (is_main or not self._shared):
-            self._run_next()
+            self._run_next(is_main=is_main)
             receiver.progress += is_main
         receiver.batches.pop(self, None)
 
@@ -288,14 +290,17 @@ class Each:
         if not self._shared:
             self._shared = True  # before another thread can take one: whoever begins one after that announces it
             # An object each: who looks whether the queue moves compares what heads it.
-            self._peer.queue.extendleft([partial(self._run_next) for _ in range(len(self._items))])
+            self._peer.queue.extendleft([partial(self._run_shared) for _ in range(len(self._items))])
 
-    def _run_next(self) -> None:
+    def _run_shared(self) -> None:
+        self._run_next(is_main=self._peer.process.receiver.is_main())
+
+    def _run_next(self, *, is_main: bool) -> None:
         try:
             number, args = self._items.popleft()
         except IndexError:
             return  # who began with them, and takes them without their pieces of work, was faster
-        self._run_one(number, args)
+        self._run_one(number, args, is_main=is_main)
         del args
         if next(self._ends) == self._call.id:
             self._peer.each.remove(self)
@@ -316,10 +321,9 @@ class Each:
             return content  # type: ignore[no-any-return]
         return self._definition.load(), content
 
-    def _run_one(self, number: int, args: tuple[Any, ...]) -> None:
+    def _run_one(self, number: int, args: tuple[Any, ...], *, is_main: bool) -> None:
         peer = self._peer
         process = peer.process
-        is_main = process.receiver.is_main()
         announced = not is_main or self._shared or self._call.whence != 0 or peer.each[0] is not self
         if announced:
             _announce(peer, number)
@@ -348,9 +352,10 @@ class Each:
             call = self._call._replace(call_id=number, mode=Mode.FETCH)
             _start_coroutine(peer, call, None, value)
         else:
-            nanoseconds = min(perf_counter_ns() - begun, MOST_NANOSECONDS)
-            packed = pack(peer, Outcome.VALUE, value)
+            nanoseconds = perf_counter_ns() - begun
+            packed = pack(peer, _VALUE, value)
             del value  # as in `run_call`
+            nanoseconds = nanoseconds if nanoseconds < MOST_NANOSECONDS else MOST_NANOSECONDS
             send(peer, number, packed, last=not self._items, nanoseconds=nanoseconds)
 
 

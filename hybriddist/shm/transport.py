@@ -107,19 +107,25 @@ class ShmTransport(Transport):
         if not head:
             raise LocalProtocolError("a frame needs a head")
         if buffers or self._outbox or len(head) >= _LARGE_HEAD_BYTES:
-            return self._send_parts(head, buffers)
-        return self._send_small(encode(head))
-
-    def _send_small(self, data: bytes) -> bool:
-        """Write a few bytes at once; the outbox is empty."""
+            data = self._place(head, buffers)
+            if data is None:
+                return self.flush()
+        else:
+            data = encode(head)
         producer = self._producer
         if not producer.write(data, whole=True):
-            return self._queue([data])
+            self._queue([data])
+            return self.flush()
         if producer.consumer_waits():
             self._doorbell.ring()
         return True
 
-    def _send_parts(self, head: bytes, buffers: Sequence[Buffer]) -> bool:
+    def _place(self, head: bytes, buffers: Sequence[Buffer]) -> bytes | None:
+        """Copy large buffers to the arena.
+
+        Returns:
+            What is to be written then, if that is little; else None: it is queued.
+        """
         lengths: list[int] = []
         places: list[int] = []
         put = self._arena.put
@@ -139,18 +145,17 @@ class ShmTransport(Transport):
         elif 0 in places or self._outbox:
             parts = [start + head]
         else:
-            return self._send_small(start + head)
-        parts += [buffer for buffer, place in zip(buffers, places, strict=True) if not place]
-        return self._queue(parts)
+            return start + head
+        self._queue([*parts, *(buffer for buffer, place in zip(buffers, places, strict=True) if not place)])
+        return None
 
-    def _queue(self, parts: Sequence[Buffer]) -> bool:
+    def _queue(self, parts: Sequence[Buffer]) -> None:
         ahead = self.pending_bytes()
         queued = []
         for part in parts:
             queued.append((self._producer.position(ahead), memoryview(part)))
             ahead += len(part)
         self._outbox.extend(queued)
-        return self.flush()
 
     def flush(self) -> bool:
         """See `Transport.flush`."""
