@@ -66,8 +66,6 @@ _CHECKSUMS: Final = Struct("<II")
 _pack_checked: Final = _CHECKED.pack
 _pack_checksums: Final = _CHECKSUMS.pack
 _ENTRY: Final = Struct("<QQ")
-_pack_entry: Final = _ENTRY.pack
-_unpack_entry: Final = _ENTRY.unpack_from
 _unpack_header: Final = _HEADER.unpack_from
 _new_frame: Final = tuple.__new__
 _NOTHING: Final = memoryview(b"")
@@ -125,7 +123,7 @@ def encode_start(
         raise ValueError(f"{len(places)} places for {len(lengths)} buffers")
     table = b""
     if len(lengths) == len(places) == 1 and 0 <= lengths[0] <= max_buffer_bytes and 0 <= places[0] <= _LARGEST_PLACE:
-        table = _pack_entry(lengths[0], places[0])  # the commonest, 0.6 µs sooner
+        table = _ENTRY.pack(lengths[0], places[0])  # 0.6 µs less
     elif lengths:
         if min(lengths) < 0 or sum(lengths) > max_buffer_bytes:
             raise LocalProtocolError(
@@ -135,7 +133,7 @@ def encode_start(
         places = places or [0] * len(lengths)
         if min(places) < 0 or max(places) > _LARGEST_PLACE:
             raise ValueError(f"a place is a number from 0 to {_LARGEST_PLACE}, not {min(places)} or {max(places)}")
-        table = b"".join(map(_pack_entry, lengths, places))
+        table = b"".join(map(_ENTRY.pack, lengths, places))
     checked = _pack_checked(_MAGIC, len(lengths), len(head))
     own_checksum = crc32(checked)
     return checked + _pack_checksums(own_checksum, crc32(head, crc32(table, own_checksum))) + table
@@ -281,7 +279,6 @@ class FrameDecoder:
     def _take_whole_frames(self, data: bytes | memoryview, position: int, frames: list[Frame]) -> int:
         """The hot loop. Stops, at the returned position, at a frame that is not here up to the end of its head or not
         in order (`_receive_frame` tells what is wrong with it), and after a head whose inline buffers follow.
-
         `bytes()` of exact bytes is the same object: it copies only out of a memoryview. A head is copied before it is
         checked, because the memory behind a view may be shared with the peer. `_new_frame` takes half the time of a
         named tuple's own constructor.
@@ -306,8 +303,8 @@ class FrameDecoder:
                 break
             position = head_end
             resolve = self._resolve
-            if count == 1 and resolve is not None:  # a call with one array, as most that have any: 0.8 µs sooner
-                length, place = _unpack_entry(table)
+            if count == 1 and resolve is not None:  # 0.8 µs less
+                length, place = _ENTRY.unpack(table)
                 if place and length <= self._max_buffer_bytes:
                     frames.append(_new_frame(Frame, (head, [resolve(place, length)])))
                     continue

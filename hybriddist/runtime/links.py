@@ -16,7 +16,7 @@ import socket
 from _thread import allocate_lock
 from collections.abc import Callable
 from copy import copy
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from hybriddist import limits
 from hybriddist.core import payload
@@ -24,7 +24,7 @@ from hybriddist.core.exits import ExitReason
 from hybriddist.core.handshake import Role
 from hybriddist.core.membership import Member
 from hybriddist.core.messages import Identify, Join, Joined, Left
-from hybriddist.core.protocol import Protocol as ProtocolState
+from hybriddist.core.protocol import Protocol
 from hybriddist.deadline import Deadline
 from hybriddist.errors import (
     ConnectError,
@@ -38,6 +38,7 @@ from hybriddist.errors import (
 )
 from hybriddist.ids import DRIVER
 from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.doorman import Doorman, Listener
 from hybriddist.runtime.inquiry import member
 from hybriddist.runtime.meeting import bring_together
 from hybriddist.runtime.peer import Peer
@@ -52,31 +53,12 @@ _REASON_SECONDS = 1.0
 """How long a worker waits for the driver's word on why another worker is gone, before it says "connection lost"."""
 
 
-class _Listener(Protocol):
-    def fileno(self) -> int: ...
-    def accept(self) -> socket.socket | None: ...
-    def close(self) -> None: ...
-
-
-class _Doorman:
-    """A listener in the poller: hands each connection to a thread that greets it."""
-
-    def __init__(self, links: Links, listener: _Listener) -> None:
-        self._links = links
-        self.listener = listener
-
-    def on_ready(self) -> None:
-        sock = self.listener.accept()
-        if sock is not None:
-            self._links.welcome(sock)
-
-
 class Links:
     """The connections of one process."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._doormen: list[_Doorman] = []
+        self._doormen: list[Doorman] = []
         self._unproven: dict[int, socket.socket] = {}
         self._connecting: dict[int, Completion] = {}
         self._awaited: dict[int, Completion] = {}
@@ -90,9 +72,9 @@ class Links:
 
     # ---- accepting --------------------------------------------------------------------------------------------
 
-    def listen(self, listener: _Listener) -> None:
+    def listen(self, listener: Listener) -> None:
         """Accept connections from ``listener`` from now on."""
-        doorman = _Doorman(self, listener)
+        doorman = Doorman(self.welcome, listener)
         self._doormen.append(doorman)
         self._process.poller.add(listener.fileno(), doorman)
 
@@ -133,7 +115,7 @@ class Links:
 
     def accept(self, transport: Transport) -> None:
         """Let somebody introduce himself on a proven transport."""
-        self._attach(Peer(self._process, transport, ProtocolState(Role.ACCEPTOR, None)))
+        self._attach(Peer(self._process, transport, Protocol(Role.ACCEPTOR, None)))
 
     # ---- connecting -------------------------------------------------------------------------------------------
 
@@ -212,7 +194,7 @@ class Links:
         transport = self._dial_streams(member, deadline)
         if transport is None:
             transport = self._process.paths.dial(member.addresses, member.transport, self._process.cookie, deadline)
-        peer = Peer(self._process, transport, ProtocolState(Role.CONNECTOR, None), member.pid)
+        peer = Peer(self._process, transport, Protocol(Role.CONNECTOR, None), member.pid)
         # The introduction goes first, so before any other thread can find the peer and send something.
         peer.send(Identify(payload.dumps({"pid": self._process.pid, "to": member.pid})[0]))
         self._process.peers[member.pid] = peer
@@ -259,7 +241,7 @@ class Links:
             TimeoutError, ProcessExitedException.
         """
         process = self._process
-        peer = Peer(process, transport, ProtocolState(Role.CONNECTOR, None), pid)
+        peer = Peer(process, transport, Protocol(Role.CONNECTOR, None), pid)
         answer = self._joining[peer] = Completion()
         try:
             process.peers[pid] = peer

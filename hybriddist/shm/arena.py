@@ -9,8 +9,10 @@ How segments, their table and tokens are laid out: `slots.py`.
 A slot's life. Nobody sends a message to free it, and nothing can be lost::
 
     FREE --sender: copy in--> SENT --receiver: token resolved--> LEASED --receiver: last view dies--> FREE
-     |                         ^
-     +--sender: lent--> RESERVED   user code computes in the slot itself; `reserved.py` has the rest
+     |                       ^   ^
+     +--sender: lent--> RESERVED |   user code computes in the slot itself; `reserved.py` has the rest
+     |                           |
+     +--sender: begin--> FILLING-+   the token travels while the bytes are copied in
 
 Each state is stored by one side only, in one 8-byte store; the last one by a finaliser (see `core/lease.py`). A token
 that is replayed, made up or out of date finds another state or generation: `RemoteProtocolError`.
@@ -27,23 +29,22 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from functools import partial
 from threading import RLock
 from time import monotonic
 from typing import Final
 
 from hybriddist import limits
 from hybriddist.core.lease import Lessor, block_bytes
-from hybriddist.errors import RemoteProtocolError, SharedMemoryFull, TransportClosed
+from hybriddist.errors import SharedMemoryFull
 from hybriddist.shm import segment
 from hybriddist.shm.reserved import Reservations
+from hybriddist.shm.ring import Fence, stores_are_ordered
 from hybriddist.shm.segment import Budget, Segment
 from hybriddist.shm.slots import (
     ATTACHED,
+    FILLING,
     FREE,
-    LEASED,
     MAX_GENERATION,
-    MAX_SLOTS,
     PAGE_BYTES,
     RESERVED,
     RETIREMENTS,
@@ -75,7 +76,8 @@ _COPY_BYTES: Final = limits.MIB
 _LOOK_AT_SLOTS: Final = 64
 """Slots in use that one allocation looks at in search of a free one."""
 
-_Slot = tuple[Slab, int]
+Slot = tuple[Slab, int]
+"""A segment, and the number of a slot in it."""
 
 
 class _SizeClass:
@@ -84,8 +86,8 @@ class _SizeClass:
     __slots__ = ("free", "slabs", "used")
 
     def __init__(self) -> None:
-        self.free: list[_Slot] = []
-        self.used: deque[_Slot] = deque()  # Those that were not free when last looked at; the oldest first.
+        self.free: list[Slot] = []
+        self.used: deque[Slot] = deque()  # Those that were not free when last looked at; the oldest first.
         self.slabs = 0
 
 
@@ -108,13 +110,15 @@ class Arena:
         self.reserved = Reservations(lessor or Lessor())
         self._slabs: dict[int, Slab] = {}
         self._classes: dict[int, _SizeClass] = {}
-        self._last: tuple[int, _Slot | None] = 0, None
+        self._last: tuple[int, Slot | None] = 0, None
         """The slot that was taken last, and for how many bytes."""
         self._generation = 0
         self._no_room_until = 0.0
         self._next_look = 0.0
         self._ended = False
         self._lock = RLock()
+        self._fence = Fence()
+        self._ordered = stores_are_ordered()
 
     def put(self, buffer: Buffer) -> int | None:
         """Copy a buffer into a slot; unless it lies in one that is ours alone to give.
@@ -129,20 +133,34 @@ class Arena:
                 token = self.reserved.give(buffer)
                 if token is not None:
                     return token
-            taken = None if self._ended or not length else self._take(length)
-        if taken is None:
+            slot = None if self._ended or not length else self._take(length)
+        if slot is None:
             return None
-        slab, number = taken
-        offset = slab.first + number * slab.slot_bytes
         try:
-            if length <= _COPY_BYTES:
-                slab.memory[offset : offset + length] = buffer
-            else:
-                _copy_in_pieces(slab.memory, offset, memoryview(buffer))
+            self.fill(slot, buffer)
         except BaseException:
-            slab.states[number] = FREE
+            slot[0].states[slot[1]] = FREE
             raise
-        return slab.first_token + number
+        return slot[0].first_token + slot[1]
+
+    def begin(self, length: int) -> Slot | None:
+        """Take a slot whose token may be sent at once, to be filled then (`fill`); None if there is none."""
+        with self._lock:
+            # What lies in a slot already may be given away instead of being copied (`put`).
+            return None if self._ended or self.reserved.by_address else self._take(length, FILLING)
+
+    def fill(self, slot: Slot, buffer: Buffer) -> None:
+        """Copy a buffer into a slot. The receiver may use it from now on."""
+        slab, number = slot
+        length = len(buffer)
+        offset = slab.first + number * slab.slot_bytes
+        if length <= _COPY_BYTES:
+            slab.memory[offset : offset + length] = buffer
+        else:
+            _copy_in_pieces(slab.memory, offset, memoryview(buffer))
+        if not self._ordered:
+            self._fence()
+        slab.states[number] = SENT
 
     def reserve(self, length: int) -> memoryview | None:
         """Lend a slot of at least ``length`` bytes to user code: writable memory with arbitrary content.
@@ -180,7 +198,7 @@ class Arena:
 
     # ---- finding a slot ---------------------------------------------------------------------------------------------
 
-    def _take(self, length: int, state: int = SENT) -> _Slot | None:
+    def _take(self, length: int, state: int = SENT) -> Slot | None:
         now = monotonic()
         if now >= self._next_look:
             self._next_look = now + IDLE_SECONDS / 4
@@ -197,7 +215,7 @@ class Arena:
             slab.last_used = now
         return taken
 
-    def _take_large(self, length: int) -> _Slot | None:
+    def _take_large(self, length: int) -> Slot | None:
         best = None
         for slab in self._slabs.values():
             if (
@@ -210,7 +228,7 @@ class Arena:
         best = best or self._new_slab(block_bytes(length), 1)
         return None if best is None else (best, 0)
 
-    def _take_small(self, length: int) -> _Slot | None:
+    def _take_small(self, length: int) -> Slot | None:
         slot_bytes = max(limits.OUT_OF_BAND_BYTES, 1 << (length - 1).bit_length())
         slots = self._classes.get(slot_bytes)
         if slots is None:
@@ -295,92 +313,3 @@ def _copy_in_pieces(memory: memoryview, offset: int, buffer: memoryview) -> None
     for start in range(0, length, _COPY_BYTES):
         end = min(start + _COPY_BYTES, length)
         memory[offset + start : offset + end] = buffer[start:end]
-
-
-class ArenaReader:
-    """The receiver's side. For one thread at a time; `end` may be called from any.
-
-    Args:
-        table: the sender's table of segments.
-        lessor: makes the leases; default: an own one.
-    """
-
-    def __init__(self, table: memoryview, lessor: Lessor | None = None) -> None:
-        self._table = table
-        self._words = table.cast("Q")
-        self._lessor = lessor or Lessor()
-        self._slabs: dict[int, Slab] = {}
-        self._retirements = 0
-        self._ended = False
-        self._lock = RLock()
-
-    def resolve(self, place: int, length: int) -> memoryview:
-        """The buffer of ``length`` bytes that a token names, lent until its last view dies.
-
-        Raises:
-            RemoteProtocolError: the token does not name a buffer that was sent to us.
-            TransportBroken: the segment cannot be attached (any more).
-        """
-        index, number = place >> 24 & 0xFF, place & 0xFFFFFF
-        with self._lock:
-            if self._words[RETIREMENTS] != self._retirements:
-                self.forget_retired()
-            slab = self._slabs.get(index)
-            if slab is None:
-                slab = self._attach(index, place >> 32 & MAX_GENERATION)
-        if place != slab.first_token + number or number >= slab.slots or not 0 < length <= slab.slot_bytes:
-            raise RemoteProtocolError(f"no buffer of {length} bytes can lie at place {place:#x} of the arena")
-        states = slab.states
-        if states[number] != SENT:
-            raise RemoteProtocolError(f"slot {number} of the arena's segment {index} holds no buffer for us")
-        states[number] = LEASED
-        address = slab.address + slab.first + number * slab.slot_bytes
-        return self._lessor.lease_at(address, length, slab.memory, partial(states.__setitem__, number, FREE))
-
-    def forget_retired(self) -> None:
-        """Unmap the segments that the sender has given back. Cheap if there are none."""
-        if self._words[RETIREMENTS] == self._retirements:
-            return
-        with self._lock:
-            self._retirements = self._words[RETIREMENTS]
-            for index, slab in list(self._slabs.items()):
-                if self._words[entry_word(index)] != slab.generation:
-                    del self._slabs[index]
-
-    def end(self) -> None:
-        """Let all memory go, except what is leased, and remove the names that we did not get to attach. Idempotent."""
-        with self._lock:
-            if self._ended:
-                return
-            self._ended = True
-            self._slabs.clear()
-            for index in range(limits.MAX_SLOT_SEGMENTS):
-                name = self._name(index)
-                if segment.is_name(name):
-                    segment.unlink(name)
-
-    def _attach(self, index: int, generation: int) -> Slab:
-        if self._ended:
-            raise TransportClosed("the connection is closed")
-        if index >= limits.MAX_SLOT_SEGMENTS or generation != self._words[entry_word(index)] or not generation:
-            raise RemoteProtocolError(f"the arena has no segment {index} of generation {generation}")
-        mapped = Segment.attach(self._name(index))
-        mapped.unlink()
-        size = len(mapped.memory)
-        slab = Slab(mapped, index, generation) if size >= PAGE_BYTES else None
-        if (
-            slab is None
-            or not 0 < slab.slots < MAX_SLOTS
-            or not slab.slot_bytes
-            or 8 * (STATES + slab.slots) > slab.first
-            or (slab.slot_bytes | slab.first) % 64
-            or slab.offset(slab.slots) > size
-        ):
-            raise RemoteProtocolError(f"segment {index} of the arena, {size} bytes, is not laid out as it must be")
-        slab.address = self._lessor.address(slab.memory)
-        slab.words[ATTACHED] = 1
-        self._slabs[index] = slab
-        return slab
-
-    def _name(self, index: int) -> str:
-        return bytes(self._table[entry_name(index)]).rstrip(b"\0").decode("ascii", "replace")

@@ -36,6 +36,7 @@ FREE: Final = 0
 SENT: Final = 1
 LEASED: Final = 2
 RESERVED: Final = 3
+FILLING: Final = 4
 """The states of a slot."""
 
 # Words of the table and of a segment, in units of 8 bytes.

@@ -12,9 +12,10 @@ The promises are those of `Transport`. What this module does not know: how the t
 (`rendezvous.py`), and what frames mean.
 
 How it works. A frame's bytes (`core/frames.py`) go through the ring, cut anywhere; large buffers go to the arena, and
-the frame names their places. When the arena is full they follow the frame through the ring. What does not fit into the
-ring waits in the outbox. The bell is rung only for a side that said it waits: the receiver in `arm`, the sender
-whenever something stays in its outbox.
+the frame names their places. A frame with one buffer of medium size travels while the buffer is still being copied, so
+that the other side wakes up, reads and decodes meanwhile; for it the frame is complete when the buffer is. When the
+arena is full, buffers follow the frame through the ring. What does not fit into the ring waits in the outbox. The bell
+is rung only for a side that said it waits: the receiver in `arm`, the sender whenever something stays in its outbox.
 
 *The end.* A process that closes flushes, sets the ring's closed flag and closes the doorbell. A process that dies only
 does the last, through the kernel. So whoever finds the doorbell closed reads the ring to its end, and then the flag
@@ -37,7 +38,8 @@ from hybriddist.core.lease import Lessor
 from hybriddist.deadline import Deadline
 from hybriddist.errors import LocalProtocolError, RemoteProtocolError, TransportBroken, TransportClosed
 from hybriddist.records import Record
-from hybriddist.shm.arena import Arena, ArenaReader
+from hybriddist.shm.arena import Arena
+from hybriddist.shm.arena_reader import ArenaReader
 from hybriddist.shm.doorbell import Doorbell
 from hybriddist.shm.ring import Consumer, Producer
 from hybriddist.shm.segment import Budget
@@ -45,6 +47,10 @@ from hybriddist.transport import Buffer, Frame, Transport
 
 _LARGE_HEAD_BYTES: Final = 64 * limits.KIB
 """From this size up a head is written from where it lies; below, one write with its header is cheaper."""
+
+_EARLY_BYTES: Final = range(limits.OUT_OF_BAND_BYTES, 8 * limits.MIB)
+"""A frame with one buffer of so many bytes is sent before the buffer is copied. A call with 64 KB takes 23 µs so,
+instead of 25; with 256 KiB 28 instead of 31; with 1 MB 48 instead of 51. Longer copies hide nothing more."""
 
 _CLOSING_LOOK_SECONDS: Final = 0.01
 """`close` looks again so often: another thread may take the bell's byte off before it."""
@@ -91,6 +97,7 @@ class ShmTransport(Transport):
         self._consumer = Consumer(incoming.ring)
         self._reader = ArenaReader(incoming.table, lessor)
         self._decoder = FrameDecoder(allocate=allocate, resolve=self._reader.resolve)
+        self._held: Frame | None = None  # Complete but for its buffer, which is still being copied. Nothing follows it.
         # What is not written yet, in order, each part with its position in the stream. How much of the first part is
         # written the ring's own cursor tells: a Ctrl-C at any moment leaves no byte lost or repeated.
         self._outbox: deque[tuple[int, memoryview]] = deque()
@@ -107,6 +114,8 @@ class ShmTransport(Transport):
         if not head:
             raise LocalProtocolError("a frame needs a head")
         if buffers or self._outbox or len(head) >= _LARGE_HEAD_BYTES:
+            if len(buffers) == 1 and len(buffers[0]) in _EARLY_BYTES and self._send_early(head, buffers[0]):
+                return True
             data = self._place(head, buffers)
             if data is None:
                 return self.flush()
@@ -116,6 +125,33 @@ class ShmTransport(Transport):
         if not producer.write(data, whole=True):
             self._queue([data])
             return self.flush()
+        if producer.consumer_waits():
+            self._doorbell.ring()
+        return True
+
+    def _send_early(self, head: bytes, buffer: Buffer) -> bool:
+        """Send a frame while its buffer is copied to the arena; False: nothing was sent, it has to go otherwise."""
+        length = len(buffer)
+        slot = None if self._outbox or len(head) >= _LARGE_HEAD_BYTES else self._arena.begin(length)
+        if slot is None:
+            return False
+        token = slot[0].token(slot[1])
+        producer = self._producer
+        sent = False
+        try:
+            sent = producer.write(encode_start(head, (length,), (token,)) + head, whole=True) > 0
+        finally:
+            if not sent:
+                self._arena.cancel(token)
+        if not sent:
+            return False
+        try:
+            if producer.consumer_waits():
+                self._doorbell.ring()
+            self._arena.fill(slot, buffer)
+        except BaseException:
+            self._arena.cancel(token)  # The peer, who has the frame, sees that and ends the connection.
+            raise
         if producer.consumer_waits():
             self._doorbell.ring()
         return True
@@ -223,6 +259,12 @@ class ShmTransport(Transport):
             self._raise_end()
         consumer, decoder = self._consumer, self._decoder
         try:
+            held = self._held
+            if held is not None:
+                if not self._reader.is_filled():
+                    return self._look_for_end() if self._doorbell.peer_gone else []
+                self._held = None
+                return [held]
             destination = decoder.destination() if decoder.mid_frame else None
             if destination is None:
                 data = consumer.read()
@@ -230,7 +272,10 @@ class ShmTransport(Transport):
                     return self._look_for_end() if self._doorbell.peer_gone else []
                 if consumer.producer_waits():
                     self._doorbell.ring()
-                return decoder.feed(data)
+                frames = decoder.feed(data)
+                if self._reader.filling is not None:
+                    self._held = frames.pop()
+                return frames
             # The middle of something large: from the ring straight to where it stays.
             count = consumer.read_into(destination)
             if not count:
@@ -244,14 +289,13 @@ class ShmTransport(Transport):
 
     def _look_for_end(self) -> list[Frame]:
         """The peer is gone, and a moment ago the ring was empty."""
-        # Between that look and its end the peer may have written its last frame.
-        if self._consumer.available():
+        # Between that look and its end the peer may have written its last frame, or filled its last buffer.
+        if self._consumer.available() or (self._held is not None and self._reader.is_filled()):
             return []
-        if not self._decoder.mid_frame and self._consumer.closed():
+        mid_frame = self._decoder.mid_frame or self._held is not None
+        if not mid_frame and self._consumer.closed():
             raise TransportClosed("the peer has closed the connection")
-        raise TransportBroken(
-            "the peer is gone" + (", in the middle of a frame" if self._decoder.mid_frame else " without closing")
-        )
+        raise TransportBroken("the peer is gone" + (", in the middle of a frame" if mid_frame else " without closing"))
 
     def arm(self) -> bool:
         """See `Transport.arm`."""
@@ -265,7 +309,7 @@ class ShmTransport(Transport):
             came = self._consumer.wait_for_bytes()
             if self._consumer.producer_waits():
                 self._doorbell.ring()
-            if came:
+            if came or (self._held is not None and self._reader.is_filled()):
                 return True
             return bool(self._outbox) and self._producer.room() > 0
         except (RemoteProtocolError, TransportBroken):

@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from hybriddist.errors import RemoteProtocolError, TransportBroken, TransportClosed
 from hybriddist.shm import arena as arena_module
 from hybriddist.shm import segment
-from hybriddist.shm.arena import IDLE_SECONDS, LARGE_BYTES, TABLE_BYTES, Arena, ArenaReader
+from hybriddist.shm.arena import IDLE_SECONDS, LARGE_BYTES, TABLE_BYTES, Arena
+from hybriddist.shm.arena_reader import ArenaReader
 from hybriddist.shm.segment import Budget
 
 SMALL = 20_000

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hybriddist.shm.arena import LARGE_BYTES, TABLE_BYTES, Arena, ArenaReader
+from hybriddist.shm.arena import LARGE_BYTES, TABLE_BYTES, Arena
+from hybriddist.shm.arena_reader import ArenaReader
 from hybriddist.shm.segment import Budget
 from hybriddist.shm.slots import FREE, RESERVED, SENT
 
