@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks import (
+    array_peers,
     array_sizes,
     batches,
     channels,
@@ -35,6 +36,7 @@ BENCHMARKS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "distributed": loops.reduction,
     "arrays-shm": large_arrays.over_shm,
     "arrays-tcp": large_arrays.over_tcp,
+    "arrays-peers": array_peers.beside_others,
     "array-1mb": array_sizes.one_megabyte,
     "array-64kb": array_sizes.sixty_four_kilobytes,
     "exchange": array_sizes.exchange,

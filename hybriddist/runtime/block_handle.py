@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from pickle import PickleBuffer
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from hybriddist.errors import (
     HybridDistError,
@@ -128,10 +128,7 @@ class BlockHandle:
         with self._lock:
             if self._block is None:
                 if self._ended:
-                    raise InvalidStateException(
-                        f"this {type(self).__name__} was finalized, or pickled outside of the cluster: it has no "
-                        "memory any more"
-                    )
+                    self._raise_ended()
                 self._block = self._find()
             return self._block
 
@@ -207,7 +204,14 @@ class BlockHandle:
     # ---- travelling -------------------------------------------------------------------------------------------
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To another process of the cluster goes the reference; elsewhere a dead one."""
+        """To another process of the cluster goes the reference; elsewhere a dead one.
+
+        Raises:
+            InvalidStateException: the handle was given up, and is to go to another process.
+            TopologyError: it must not leave its node.
+        """
+        if self._ended:
+            return self._reduce_ended()
         process = self._process
         known = self._known
         if known:  # first what has to be quick
@@ -215,8 +219,6 @@ class BlockHandle:
             if receiver in known:
                 process.references.met_bare(self._rrid)
                 return self._bare
-        if self._ended:
-            return revive_dead, (type(self),)
         if process.leaving.is_set() or process.is_copy:
             another = known_process()
             if another is None:
@@ -239,6 +241,12 @@ class BlockHandle:
         else:
             description = (type(self), tuple(self._origin), None, self._length, self._local_only, self._parts())
         return revive, (*self._rrid, self.where, process.pid, receiver, description)
+
+    def _reduce_ended(self) -> tuple[Any, ...]:
+        process = known_process()
+        if process is not None and process.references.receiver() is not None:
+            self._raise_ended()  # here, and not where it would arrive without memory
+        return revive_dead, (type(self),)
 
     def _goes_by_reference(self) -> bool:
         """Asked while something is pickled: whether its receiver sees the same memory. Yes, as long as nobody knows."""
@@ -281,6 +289,11 @@ class BlockHandle:
         block = self._block or self._map()
         with self._lock:
             self._begin(process, block, self._local_only)
+
+    def _raise_ended(self) -> NoReturn:
+        raise InvalidStateException(
+            f"this {type(self).__name__} was finalized, or pickled outside of the cluster: it has no memory any more"
+        )
 
     def _end(self) -> None:
         """Make it a handle to nothing."""

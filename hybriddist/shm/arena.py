@@ -261,12 +261,15 @@ class Arena:
             return None
         while True:
             index = next((index for index in range(limits.MAX_SLOT_SEGMENTS) if index not in self._slabs), None)
-            if index is not None and self._budget.take(size):
+            refused = index is not None and not self._budget.take(size)
+            if index is not None and not refused:
                 created = self._create(index, size)
                 if created is not None:
                     break
                 self._budget.give(size)
             if not self._retire_oldest():
+                if refused:
+                    self._budget.refuse(size)
                 self._no_room_until = now + RETRY_SECONDS
                 return None
         created.memory[8:32] = struct.pack("=QQQ", slot_bytes, slots, first)

@@ -257,7 +257,7 @@ def _check_room(size: int) -> None:
         raise SharedMemoryFull(
             f"no shared memory for {mib:.1f} MiB: the shared-memory file system has {total >> 20} MiB, "
             f"{free >> 20} MiB of them free, and the machine {available >> 20} MiB of memory to spare. Use a smaller "
-            "array, a file (file=), or enlarge it: 'mount -o remount,size=2g /dev/shm', 'docker run --shm-size=2g'"
+            "array, or a file (file=)" + (f". {segment.advice(total, size)}" if size <= available else "")
         )
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import _posixshmem
 import errno
 import functools
+import math
 import mmap
 import os
 import re
@@ -33,6 +34,7 @@ from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from hybriddist import limits
+from hybriddist.core.lease import physical_bytes
 from hybriddist.errors import RemoteProtocolError, SharedMemoryFull, TransportBroken
 
 if TYPE_CHECKING:
@@ -137,8 +139,8 @@ class Budget:
 
     Args:
         limit_bytes: default: a share (`limits.ARENA_BYTES_SHARE`) of the shared-memory file system.
-        warn: called once, when the file system has no room for what the budget allows. It must not block: whoever
-            sends calls it, with the connection's lock.
+        warn: called once, when a buffer finds no room: in the file system, or in the budget because that file system
+            is small. It must not block: whoever sends calls it, with the connection's lock.
     """
 
     def __init__(self, limit_bytes: int | None = None, warn: Callable[[SharedMemoryFull], None] | None = None) -> None:
@@ -165,6 +167,14 @@ class Budget:
         warn, self._warn = self._warn, None
         if warn is not None:
             warn(error)
+
+    def refuse(self, count: int) -> None:
+        """There was no room for ``count`` bytes in the budget, and nothing that could be given back for them.
+
+        That is told unless the machine itself has no room for them: then there is no advice.
+        """
+        if self._warn is not None and count < physical_bytes():
+            self.tell(_over_budget(count, self.limit_bytes))
 
 
 def new_name() -> str:
@@ -282,11 +292,24 @@ def _full(size: int, error: OSError) -> SharedMemoryFull:
     mib = limits.MIB
     text = f"no shared memory for {size / mib:.1f} MiB: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG):
-        text += (
-            f". {_NAMES_FOLDER} has {total / mib:.0f} MiB, {free / mib:.1f} MiB of them free. Enlarge it: "
-            f"'docker run --shm-size=2g', or 'mount -o remount,size=2g {_NAMES_FOLDER}'"
-        )
+        text += f". {_NAMES_FOLDER} has {total / mib:.0f} MiB, {free / mib:.1f} MiB of them free"
+        text += f". {advice(total, size)}"
     return SharedMemoryFull(text)
+
+
+def _over_budget(size: int, limit: int) -> SharedMemoryFull:
+    total, mib = capacity()[0], limits.MIB
+    return SharedMemoryFull(
+        f"no shared memory for {size / mib:.1f} MiB: what a process sends may take {limit / mib:.0f} MiB of the "
+        f"{total / mib:.0f} MiB of {_NAMES_FOLDER}. {advice(total, size)}"
+    )
+
+
+def advice(total: int, wanted: int) -> str:
+    """How to have a file system in which there is room: twice as large, and not below 2 GiB."""
+    enough = max(2 * total, wanted / limits.ARENA_BYTES_SHARE, 2 * limits.GIB)
+    size = f"{math.ceil(enough / limits.GIB)}g"
+    return f"Enlarge it: 'docker run --shm-size={size}', or 'mount -o remount,size={size} {_NAMES_FOLDER}'"
 
 
 def end_handle(handle: SharedMemory) -> None:

@@ -122,6 +122,14 @@ def test_bytes(worker: int, size: int, kind: Any) -> None:
     assert back == data
 
 
+@pytest.mark.parametrize("data", [bytes(LARGE), bytearray(LARGE), np.arange(LARGE), np.arange(LARGE)[::2]])
+def test_a_memoryview_arrives_as_bytes(worker: int, data: Any) -> None:
+    view = memoryview(data)
+    back = hd.remotecall_fetch(lambda thing: thing, worker, view)
+    assert type(back) is bytes
+    assert back == view.tobytes()
+
+
 def test_nested_in_containers_closures_and_channels(worker: int) -> None:
     array = np.arange(LARGE, dtype=np.float64)
     nested = {"list": [array, (array * 2, {"deep": array[::2]})]}

@@ -246,6 +246,8 @@ def test_given_up_it_has_no_value(cluster: list[int], table: Any) -> None:
     with pytest.raises(hd.InvalidStateException, match="finalized"):
         shared.value  # noqa: B018
     assert repr(shared) == "<Broadcast, finalized>"
+    with pytest.raises(hd.SerializeError, match="Broadcast was finalized"):
+        hd.remotecall(total, cluster[0], shared)
 
 
 def test_many_threads_get_one_value(cluster: list[int], table: Any) -> None:

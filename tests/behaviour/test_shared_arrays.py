@@ -269,9 +269,6 @@ def test_a_finalized_one_says_so(cluster: list[int]) -> None:
             use()
     assert repr(s) == str(s) == "<SharedArray, finalized>"
     assert view.tolist() == [0, 1, 2, 3]
-    with pytest.raises(hd.RemoteException) as caught:
-        hd.remotecall_fetch(np.sum, cluster[0], s)
-    assert isinstance(caught.value.__cause__, hd.InvalidStateException)
     poll_for(lambda: is_gone(origin, cluster))
 
 
@@ -281,6 +278,33 @@ def test_a_pickle_outside_of_the_cluster_is_dead(cluster: list[int]) -> None:
     dead = pickle.loads(pickle.dumps(hd.SharedArray(3)))
     with pytest.raises(hd.InvalidStateException, match="outside of the cluster"):
         dead.sum()
+    again = pickle.loads(pickle.dumps(dead))
+    with pytest.raises(hd.InvalidStateException, match="outside of the cluster"):
+        again.sum()
+
+
+@pytest.mark.parametrize("way", ["finalized", "pickled"])
+def test_one_without_memory_is_not_sent(way: str, cluster: list[int]) -> None:
+    import pickle
+
+    s = hd.SharedArray(3)
+    channel = hd.RemoteChannel(lambda: hd.Channel(1), cluster[0])
+    if way == "finalized":
+        hd.remotecall_fetch(np.sum, cluster[0], s)
+        hd.finalize(s)
+    else:
+        s = pickle.loads(pickle.dumps(s))
+    for send in (
+        lambda: hd.remotecall_fetch(np.sum, cluster[0], s),
+        lambda: hd.remotecall(np.sum, cluster[0], x=[s]),
+        lambda: hd.remote_do(lambda: s.sum(), cluster[0]),
+        lambda: hd.pmap(lambda i: s[i], range(3)),
+        lambda: channel.put(s),
+    ):
+        with pytest.raises(hd.SerializeError, match="SharedArray was finalized, or pickled outside") as caught:
+            send()
+        assert isinstance(caught.value.__cause__, hd.InvalidStateException)
+    assert not channel.isready()
 
 
 # ---- loops and maps -------------------------------------------------------------------------------------------------
@@ -453,7 +477,7 @@ def test_bad_pids_and_the_rest(cluster: list[int], tmp_path: Path) -> None:
     for keywords, error, text in (
         ({"pids": []}, ValueError, "at least one"),
         ({"pids": [1, 1]}, ValueError, "each once"),
-        ({"pids": [99]}, hd.NoSuchProcessError, "99"),
+        ({"pids": [99_999]}, hd.NoSuchProcessError, "99999"),
         ({"pids": ["a"]}, TypeError, "pid"),
         ({"init": 3}, TypeError, "init"),
         ({"mode": "r"}, ValueError, "file="),

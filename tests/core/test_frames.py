@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -559,3 +560,28 @@ def test_no_pickle_and_no_io_in_the_module() -> None:
         source = file.read()
     for word in ("import pickle", "import socket", "import os", "monotonic"):
         assert word not in source
+
+
+# ---- more than 32 bits --------------------------------------------------------------------------------------------
+
+
+def test_a_buffer_of_more_than_4_gib_between_others() -> None:
+    """Received in large pieces, of which only the ends are looked at: the memory in between is never touched."""
+    size = 4 * limits.GIB + 12_345
+    decoder = FrameDecoder(allocate=lambda length: memoryview(mmap.mmap(-1, length)))
+    frames = decoder.feed(encode(b"head", [DIRECT_BYTES, size, DIRECT_BYTES], [0, 0, 0]))
+    left = 2 * DIRECT_BYTES + size
+    while left:
+        place = decoder.destination()
+        assert place is not None
+        count = min(len(place), 3 * limits.GIB)
+        place[0], place[count - 1] = left & 0xFF, 7
+        del place
+        frames += decoder.advance(count)
+        left -= count
+    (frame,) = frames
+    assert [len(buffer) for buffer in frame.buffers] == [DIRECT_BYTES, size, DIRECT_BYTES]
+    begins = [size + 2 * DIRECT_BYTES, size + DIRECT_BYTES, DIRECT_BYTES]
+    assert [buffer[0] for buffer in frame.buffers] == [left & 0xFF for left in begins]
+    assert [buffer[-1] for buffer in frame.buffers] == [7] * 3
+    assert not decoder.mid_frame

@@ -210,19 +210,30 @@ def test_every_amount_of_room(run: Run) -> None:
     )
 
 
-def test_array_larger_than_a_containers_shared_memory(run: Run) -> None:
-    """Containers have 64 MiB."""
+def test_arrays_larger_than_a_containers_shared_memory(run: Run) -> None:
+    """Containers have 64 MiB. Each process that sends such arrays says so once, with advice."""
     output = run(
         64,
         """
     pids = hd.addprocs(2)
-    check(pids, sizes=(100 * MIB,))
+    check(pids, sizes=(8 * MIB,))
+    print("now they are too large")
+    for _ in range(2):
+        check(pids, sizes=(100 * MIB,))
     held = [hd.remotecall_fetch(make, pid, index, 8 * MIB) for index in range(6) for pid in pids]
     assert [seed_of(array, 8 * MIB) for array in held] == [index for index in range(6) for pid in pids]
+    hd.shutdown()
     print("right")
     """,
     )
-    assert "RuntimeWarning" not in output
+    before, after = output.split("now they are too large")
+    assert "RuntimeWarning" not in before
+    warnings = [line for line in after.splitlines() if "RuntimeWarning" in line]
+    assert len(warnings) == 3
+    assert sum("From worker" in line for line in warnings) == 2
+    for line in warnings:
+        assert "what a process sends may take 26 MiB of the 64 MiB of /dev/shm" in line
+        assert "mount -o remount,size=2g /dev/shm" in line
 
 
 def test_a_shared_array_that_has_no_room(run: Run) -> None:

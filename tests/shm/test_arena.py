@@ -115,6 +115,23 @@ def test_nothing_for_an_empty_buffer(arena):
     assert arena.put(b"") is None
 
 
+def test_more_than_4_gib(table, reader, monkeypatch):
+    """In a segment without pages, of which only the ends are touched."""
+    size = (4 << 30) + 12_345
+
+    def copy_ends(memory, offset, buffer):
+        memory[offset], memory[offset + len(buffer) - 1] = buffer[0], buffer[-1]
+
+    monkeypatch.setattr(os, "posix_fallocate", lambda *args: None)
+    monkeypatch.setattr(arena_module, "_copy_in_pieces", copy_ends)
+    arena = Arena(table, Budget(8 << 30))
+    huge = np.zeros(size, np.uint8)
+    huge[0], huge[-1] = 5, 6
+    view = reader.resolve(arena.put(memoryview(huge)), size)
+    assert (len(view), view[0], view[-1], view[12_344]) == (size, 5, 6, 0)
+    arena.end()
+
+
 class TestBounds:
     def test_budget(self, table, reader):
         budget = Budget(3 << 20)

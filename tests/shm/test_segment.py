@@ -393,3 +393,17 @@ def test_budget():
     budget.give(60)
     assert budget.taken_bytes == 40
     assert Budget().limit_bytes <= segment.capacity()[0] / 2
+
+
+@pytest.mark.parametrize(("total", "wanted", "size"), [(64 << 20, 1 << 20, 2), (3 << 30, 1, 6), (4 << 30, 8 << 30, 20)])
+def test_who_is_over_the_budget_is_told_once_how_to_have_more(monkeypatch, total, wanted, size):
+    monkeypatch.setattr(segment, "capacity", lambda: (total, 0))
+    told = []
+    budget = Budget(warn=told.append)
+    budget.refuse(1 << 50)  # which no machine has
+    budget.refuse(wanted)
+    budget.refuse(wanted)
+    (error,) = told
+    assert f"may take {total * 0.4 / 2**20:.0f} MiB of the {total >> 20} MiB of /dev/shm" in str(error)
+    assert f"docker run --shm-size={size}g" in str(error)
+    assert f"mount -o remount,size={size}g /dev/shm" in str(error)
