@@ -8,6 +8,9 @@ header is readable without the body, so that a call whose body cannot be unpickl
            | kind | flag | fixed fields of the kind  | body: a pickle, or nothing   |  + out-of-band buffers
            +------+------+---------------------------+------------------------------+
 
+A large body travels apart, as the last of the buffers: it is then written from where it lies, has no checksum, and is
+copied like an array. The head is the message's without its body, after a byte that says so.
+
 ``body`` and ``buffers`` are opaque here: ``core/payload.py`` makes them from objects and objects from them. What this
 module does not know: how frames are delimited (``core/frames.py``), which message is allowed when
 (``core/protocol.py``), and what handling one means (``runtime/handlers.py``).
@@ -340,6 +343,12 @@ Message = (
 
 _CONTROL: Final = (Join, Joined, Identify, Members, Left, Leave, Heartbeat)
 
+_APART: Final = 255
+"""The first byte of a head whose message has its body among the buffers."""
+
+BODILESS: Final = frozenset({Forget, Started, Claims, Cancel})
+"""Messages of numbers only: no body and no out-of-band buffers, no such attributes."""
+
 _DECODERS: Final[dict[int, Callable[[Frame], Message]]] = {
     1: Call.decode,
     2: Result.decode,
@@ -350,7 +359,23 @@ _DECODERS: Final[dict[int, Callable[[Frame], Message]]] = {
     7: Claims.decode,
     8: Cancel.decode,
     **{cls.KIND: cls.decode for cls in _CONTROL},
+    _APART: lambda frame: _decode_apart(frame),
 }
+
+
+def encode_apart(message: Any) -> tuple[bytes, list[Buffer]]:
+    """The frame of a message with a body that travels apart: the head and the buffers."""
+    return bytes([_APART]) + message._replace(body=b"").encode(), [*message.buffers, message.body]
+
+
+def _decode_apart(frame: Frame) -> Any:
+    head, buffers = frame
+    message: Any = None
+    if buffers and head[1] != _APART:
+        message = decode(Frame(head[1:], buffers[:-1]))
+    if message is None or message.__class__ in BODILESS or message.body:
+        raise RemoteProtocolError(f"{len(buffers)} buffers and a head of {len(head)} bytes: no body is apart from it")
+    return message._replace(body=buffers[-1])
 
 
 def decode(frame: Frame) -> Message:

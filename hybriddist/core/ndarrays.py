@@ -14,6 +14,7 @@ What this module does not know: who pickles, and how buffers travel. It is only 
 from __future__ import annotations
 
 import pickle
+from copyreg import dispatch_table
 from typing import TYPE_CHECKING, Any
 
 from hybriddist import limits
@@ -83,7 +84,20 @@ class ArrayReducer:
         if kind is np.ma.MaskedArray and thing.nbytes >= limits.OUT_OF_BAND_BYTES:
             mask = None if thing.mask is np.ma.nomask else thing.mask
             return rebuild_masked, (thing.data, mask, thing._fill_value, thing.hardmask)
+        if (
+            issubclass(kind, np.ndarray)
+            and self._is_pickled_by_numpy(kind)
+            and thing.nbytes >= limits.OUT_OF_BAND_BYTES
+        ):
+            return self._reduce_array(thing)
         return NotImplemented
+
+    def _is_pickled_by_numpy(self, kind: type[Any]) -> bool:
+        """Whether a subclass leaves its pickling to numpy, which keeps the array and its class, and nothing else."""
+        base = self._np.ndarray
+        return kind not in dispatch_table and all(
+            getattr(kind, name) is getattr(base, name) for name in ("__reduce_ex__", "__reduce__", "__setstate__")
+        )
 
     def _reduce_array(self, array: np.ndarray[Any, Any]) -> Any:
         np = self._np

@@ -12,7 +12,7 @@ being copied into it. Pickling goes the cheapest way that is right::
         SerializeError, which says what failed and where it sits (core/culprit.py)
 
 Only the plain values of the first line are common, so only they are fast: 0.7 µs for a small tuple. Plain arrays that
-are a call's arguments or its result do not come that far (`core/plain_arrays.py`). What this module does not know:
+are a call's arguments or its result do not come that far (`core/plain.py`). What this module does not know:
 messages, connections, and whose bytes these are. It must never be given bytes of a peer that has not proved the cookie.
 """
 
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from hybriddist import limits
-from hybriddist.core import plain_arrays
+from hybriddist.core import plain
 from hybriddist.core.lease import physical_bytes
 from hybriddist.core.ndarrays import BufferCollector
 from hybriddist.errors import DeserializeError, SerializeError
@@ -76,9 +76,9 @@ def dumps(value: Any, labels: Sequence[str] = (), again: Callable[[], object] = 
     """
     if value.__class__ in _NUMBERS:
         return _dumps(value, 5), []
-    encoded = plain_arrays.dump(value)
+    encoded = plain.dump(value)
     if encoded is not None:
-        return encoded
+        return encoded or _dumps_by_value(value, labels)
     collector = BufferCollector()
     try:
         body = _dumps(value, 5, buffer_callback=collector)
@@ -115,7 +115,7 @@ def loads(body: Buffer, buffers: Iterable[Buffer] = ()) -> Any:
     """
     try:
         if body[0] != _PICKLE:
-            return plain_arrays.rebuild(body[0], _loads(body[1:]), buffers)
+            return plain.rebuild(body[0], _loads(body[1:]), buffers)
         if type(body) is not bytes or _NAMES_SOMETHING in body:
             return _Unpickler(io.BytesIO(body), buffers=buffers).load()
         return _loads(body, buffers=buffers)
@@ -207,7 +207,7 @@ def _checked(body: bytes, buffers: list[memoryview]) -> tuple[bytes, list[memory
         )
     if buffers:
         size = sum(map(len, buffers))
-        if size > plain_arrays.MOST_BYTES and size > physical_bytes():
+        if size > plain.MOST_BYTES and size > physical_bytes():
             raise SerializeError(
                 f"arrays of {size / limits.GIB:.1f} GiB cannot be sent: this machine has "
                 f"{physical_bytes() / limits.GIB:.1f} GiB of memory, in which the receiver's copy would have to lie. "

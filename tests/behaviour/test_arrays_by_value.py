@@ -107,10 +107,11 @@ def test_subclasses_keep_their_class(worker: int, size: int, tmp_path: Path) -> 
 def test_a_users_subclass(worker: int, size: int, readonly: bool) -> None:
     array = np.arange(float(size)).view(Tagged)
     array.flags.writeable = not readonly
-    (writable, *_), back = hd.remotecall_fetch(state_and_itself, worker, array)
+    (writable, aligned, _), back = hd.remotecall_fetch(state_and_itself, worker, array)
     assert same(back, array)
     assert writable
     assert back.flags.writeable
+    assert size < LARGE or (aligned and back.ctypes.data % 64 == 0)
 
 
 @pytest.mark.parametrize("size", [10, LARGE])

@@ -203,3 +203,39 @@ def test_bytes_beside_arrays_do_not_confuse_the_order() -> None:
     plain, strided = np.full(LARGE, 2, np.uint8), np.full(2 * LARGE, 3, np.uint8)[::2]
     got = travel([readonly, plain, strided, readonly[:3], plain[:3], bytearray(5)])
     assert [int(a[0]) for a in got] == [1, 2, 3, 1, 2, 0]
+
+
+class Labelled(np.ndarray[Any, Any]):
+    """A subclass that leaves its pickling to numpy."""
+
+
+class Reduced(np.ndarray[Any, Any]):
+    """One that does not."""
+
+    def __reduce__(self) -> Any:
+        return np.asarray, (np.zeros(3),)
+
+
+@pytest.mark.parametrize("kind", [Labelled, np.matrix])
+@pytest.mark.parametrize("place", ["bare", "argument", "nested", "beside another"])
+@pytest.mark.parametrize("shape_it", [lambda a: a, lambda a: a.T, lambda a: a[:, ::2]], ids=["C", "F", "strided"])
+def test_subclasses_travel_beside_the_body(kind: Any, place: str, shape_it: Any) -> None:
+    array = shape_it(np.arange(40_000.0).reshape(4, -1).view(kind))
+    value, find = {
+        "bare": (array, lambda v: v),
+        "argument": (((array,), {}), lambda v: v[0][0]),
+        "nested": ([{"a": array}], lambda v: v[0]["a"]),
+        "beside another": (((np.zeros(9000), array), {}), lambda v: v[0][1]),
+    }[place]
+    body, buffers = payload.dumps(value)
+    assert len(body) < 1000
+    back = find(payload.loads(body, [bytearray(buffer) for buffer in buffers]))
+    assert type(back) is kind
+    assert back.shape == array.shape
+    assert back.flags.writeable
+    assert np.array_equal(back, array)
+
+
+def test_a_subclass_with_its_own_pickling_keeps_it() -> None:
+    body, buffers = payload.dumps(np.arange(9000.0).view(Reduced))
+    assert payload.loads(body, buffers).tolist() == [0, 0, 0]

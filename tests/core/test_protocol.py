@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hybriddist import limits
 from hybriddist.core import protocol as module
 from hybriddist.core.handshake import Role
 from hybriddist.core.messages import (
@@ -153,6 +155,44 @@ def test_messages_go_through_unchanged_in_the_open_states(state: str) -> None:
         for name, message in EXAMPLES.items():
             if (state, sender.name, name) in ALLOWED and name != "Heartbeat":
                 assert pair.send(sender, message) == message
+
+
+BEFORE = {"Join": "INTRODUCING", "Identify": "INTRODUCING", "Joined": "JOINING"}
+
+
+@pytest.mark.parametrize("name", [name for name, message in EXAMPLES.items() if hasattr(message, "body")])
+@pytest.mark.parametrize("count", [0, 2, limits.MAX_BUFFERS])
+def test_a_large_body_travels_apart(name: str, count: int) -> None:
+    """As the last buffer, if there is room for one more; what arrives is the same."""
+    buffers = [b"%d" % number for number in range(count)]
+    for size in (limits.OUT_OF_BAND_BYTES - 1, limits.OUT_OF_BAND_BYTES):
+        message: Any = EXAMPLES[name]._replace(body=bytes(size), buffers=buffers)  # type: ignore[union-attr]
+        pair = ConnectionPair().to(BEFORE.get(name, "CLUSTER"))
+        sender = Role.ACCEPTOR if name == "Joined" else Role.CONNECTOR
+        head, sent = pair.ends[sender].send(message, 0.0)
+        apart = size == limits.OUT_OF_BAND_BYTES and count < limits.MAX_BUFFERS
+        assert (len(head) < 100, len(sent)) == (apart, count + apart)
+        received = pair.ends[sender.other].receive(Frame(head, sent), 0.0)
+        assert received == (None if name == "Heartbeat" else message)
+
+
+@pytest.mark.parametrize(
+    ("head", "buffers"),
+    [
+        (b"\xff" + Result(7, 0, b"").encode(), []),
+        (b"\xff" + Result(7, 0, b"a body of its own").encode(), [b"body"]),
+        (b"\xff" + Claims([(1, 2, 3, 4)]).encode(), [b"body"]),
+        (b"\xff" + Forget(1).encode(), [b"body"]),
+        (b"\xff" * 1000, [b"body"] * 1000),
+        (b"\xff", [b"body"]),
+    ],
+    ids=["no body", "two bodies", "claims", "no place for one", "apart from what is apart", "nothing"],
+)
+def test_what_has_no_body_apart_ends_the_connection(head: bytes, buffers: list[bytes]) -> None:
+    end = ConnectionPair().to("PEERS").ends[Role.ACCEPTOR]
+    with pytest.raises(RemoteProtocolError):
+        end.receive(Frame(head, buffers), 0.0)
+    assert end.state is State.ENDED
 
 
 def test_joining_twice_is_refused_at_both_ends() -> None:

@@ -1,4 +1,4 @@
-"""Arrays of plain numbers go without numpy's pickling; what arrives is the same, and what is not plain goes as ever."""
+"""Arrays of plain numbers and large bytes go without a pickler; what arrives is the same, the rest goes as ever."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hybriddist import limits
-from hybriddist.core import payload, plain_arrays
+from hybriddist.core import payload, plain
 from hybriddist.errors import DeserializeError
 
 LARGE = limits.OUT_OF_BAND_BYTES
@@ -171,7 +171,7 @@ def test_a_buffer_that_is_too_short() -> None:
 
 def test_more_than_somebody_should_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the pickler's way asks how much memory there is."""
-    monkeypatch.setattr(plain_arrays, "MOST_BYTES", 3 * LARGE)
+    monkeypatch.setattr(plain, "MOST_BYTES", 3 * LARGE)
     one, two = np.ones(LARGE, np.uint8), np.ones(2 * LARGE, np.uint8)
     assert goes_plainly((one, two))
     assert not goes_plainly((one, two, one.copy()))
@@ -183,3 +183,55 @@ def test_more_buffers_than_a_frame_may_have() -> None:
     body, buffers = payload.dumps(many)
     assert len(buffers) == limits.MAX_BUFFERS
     check_same(payload.loads(body, buffers), many)
+
+
+# ---- bytes ----------------------------------------------------------------------------------------------------------
+
+DATA = bytes(range(256)) * (LARGE // 256)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize("size", [0, 10, LARGE - 1, LARGE])
+def test_large_bytes_go_beside_the_body(kind: Any, size: int) -> None:
+    thing = kind(DATA[:size])
+    for value in (thing, (thing, 1), ((thing,), {}), ((1, np.zeros(9000), thing), {})):
+        assert str(there_and_back(value)) == str(value)
+        body, buffers = payload.dumps(value)
+        assert goes_plainly(value) == (size == LARGE or (kind is bytes and "array" in str(value)))
+        assert sum(map(len, buffers)) >= (size if size == LARGE else 0)
+        assert (len(body) < 1000) == (size < 500 or size == LARGE)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        memoryview(DATA),
+        memoryview(bytearray(DATA)),
+        memoryview(np.arange(9e4).reshape(300, 300)),
+        memoryview(np.ones(9000, np.complex128)),
+        memoryview(np.asfortranarray(np.arange(9e4).reshape(300, 300))),
+        memoryview(2 * DATA)[::2],
+    ],
+    ids=["read-only", "writable", "of numbers", "of complex numbers", "Fortran", "strided"],
+)
+def test_memoryviews_arrive_as_bytes(view: memoryview) -> None:
+    for value in (view, (view,), ((view,), {})):
+        assert goes_plainly(value)
+        arrived = there_and_back(value)
+        while type(arrived) is tuple:
+            arrived = arrived[0]
+        assert type(arrived) is bytes
+        assert arrived == view.tobytes()
+
+
+def test_inside_of_something_they_are_part_of_the_pickle() -> None:
+    for value in ([DATA], ((1,), {"x": DATA}), ((1,), {"x": [DATA]}), (DATA, lambda: 1)):
+        body, buffers = payload.dumps(value)
+        assert not buffers
+        assert DATA in body
+
+
+def test_the_same_bytes_twice_arrive_as_one() -> None:
+    first, second = there_and_back((DATA, DATA))
+    assert first is second
+    assert first == DATA
