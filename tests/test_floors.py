@@ -48,6 +48,7 @@ FLOORS = [
         "outcomes",
         "progress",
         "loops",
+        "loop_guard",
         "chunks",
         "folds",
         "running_loop",
