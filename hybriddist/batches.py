@@ -64,7 +64,8 @@ class Report(Record):
 def run_batch(f: Callable[..., Any], items: Sequence[Any], several: bool) -> Report:
     """Run ``f`` for the items, in order, until the time is over.
 
-    An interrupt ends the whole batch: it comes from whoever does not want the batch any more.
+    An interrupt ends the batch, as an error of the item that it strikes: what has not begun goes back. Whoever does not
+    want the batch any more does not look at its report.
 
     Args:
         several: whether an item is a tuple of arguments, and not the only one.
@@ -85,11 +86,13 @@ def run_batch(f: Callable[..., Any], items: Sequence[Any], several: bool) -> Rep
                 size += value_size
                 if type(value) is Packed:
                     packed.append(len(values))
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
             errors[len(values)] = captured.capture(error)
             value = None
+            if packed and packed[-1] == len(values):
+                packed.pop()  # it came when the value was there
+            if isinstance(error, KeyboardInterrupt):
+                end = 0.0
         values.append(value)
         if perf_counter() > end or size > _MOST_BYTES:
             break

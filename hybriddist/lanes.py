@@ -58,10 +58,11 @@ class Unit(Completion):
         shared: whether it was sent in one message with others.
         sent: when (`time.monotonic`).
         begun: when its worker said that it begins (`time.monotonic`); 0.0: it has not said so.
+        withdrawn: it could not be sent, and its items were given back.
         overdue: when it has run for too long and was interrupted: the time at which its worker is given up.
     """
 
-    __slots__ = ("begun", "future", "indices", "items", "note", "overdue", "peer", "pid", "sent", "shared")
+    __slots__ = ("begun", "future", "indices", "items", "note", "overdue", "peer", "pid", "sent", "shared", "withdrawn")
 
     future: Future
 
@@ -90,6 +91,7 @@ class Unit(Completion):
         self.begun = 0.0
         self.overdue = 0.0
         self.shared = shared
+        self.withdrawn = False
 
     def entries(self, first: int = 0) -> Iterator[Entry]:
         """Its items, one by one, from position ``first`` on."""
@@ -119,7 +121,7 @@ class Pace:
     """
 
     def __init__(self, cpus: int) -> None:
-        self._first_lanes = min(max(cpus, _FIRST_LANES[0]), _FIRST_LANES[-1])
+        self._fewest = min(max(cpus, _FIRST_LANES[0]), _FIRST_LANES[-1])
         self.ended = 0
         self._heard = monotonic()
         self._recent_items = 0.0
@@ -131,6 +133,10 @@ class Pace:
         self._heard = monotonic()
         self._recent_items = 0.9 * self._recent_items + items
         self._recent_seconds = 0.9 * self._recent_seconds + max(0.0, seconds - _CALL_SECONDS)
+
+    def want_another(self) -> None:
+        """An item failed at a worker, and is to be tried at another: there should be one more."""
+        self._fewest += 1
 
     def patience(self) -> float:
         """Seconds without an answer after which a map of batches is no longer content with the lanes that it has."""
@@ -149,9 +155,9 @@ class Pace:
         if now - self._heard > self.patience():
             return math.inf
         if not self._recent_items:
-            return self._first_lanes
+            return self._fewest
         work = (self.ended if left is None else left) * self._recent_seconds / self._recent_items
-        return max(self._first_lanes, work / _BATCH_SECONDS)
+        return max(self._fewest, work / _BATCH_SECONDS)
 
 
 class Lane:
@@ -194,8 +200,7 @@ class Lane:
         self._sent = 0
 
     def sent(self, units: Sequence[Unit], seconds: float) -> None:
-        """Units are under way; so long it took to send them."""
-        self.under_way.extend(units)
+        """Units were sent; so long it took."""
         self._sending += seconds
         for unit in units:
             self._sent += len(unit.items)

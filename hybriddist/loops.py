@@ -24,6 +24,7 @@ from hybriddist.core.partition import shrinking, split_range
 from hybriddist.errors import ClusterError, RemoteException
 from hybriddist.folds import Reduction
 from hybriddist.ids import as_pid
+from hybriddist.loop_guard import refuse_on_loop
 from hybriddist.placing import by_reference
 from hybriddist.running_loop import Course, Loop
 from hybriddist.runtime.current import current
@@ -104,6 +105,7 @@ def distributed(
             failures, and a note names each.
         ProcessExitedException: (with ``reduce``) a worker has died, likewise.
         SerializeError: something cannot be pickled.
+        RuntimeError: (with ``reduce``) called with an ``async def`` on the event loop that would have to run it.
 
     Source: Julia's Distributed, ``@distributed``.
     """
@@ -137,6 +139,8 @@ def _run(
     if procs is not None and pool is not None:
         raise TypeError("distributed takes procs or pool, not both")
     process = current()
+    if reduce is not None:
+        refuse_on_loop(process, "distributed", f)
     n_items = len(items)
     with ExitStack() as borrowed:
         pids = _processes(process, procs, pool, n_items, borrowed)

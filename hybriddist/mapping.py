@@ -244,21 +244,32 @@ class Mapping:
         unit = Unit(indices, items, pid, None, self._note, time.monotonic())
         unit.begun = unit.sent
         unit.future = future = remotecall(lane.f, pid, *self._arguments(items))
+        lane.under_way.append(unit)
         lane.sent((unit,), 0.0)
         future.add_done_callback(partial(_end_here, unit))
         return True
 
     def _send(self, pid: int, lane: Lane, parts: list[_Part]) -> bool:
         """Send parts in one message, a unit each. False: the worker is gone, and gets no more."""
+        units: list[Unit] = []
         try:
             peer = self._process.peer(pid)
             note, now, shared = self._note, time.monotonic(), len(parts) > 1
             units = [Unit(indices, items, pid, peer, note, now, shared=shared) for indices, items in parts]
             arguments = [self._arguments(items) for _, items in parts]
-            self._process.start_each(lane.f, peer, arguments, units, announced=self._limit is not None)
+            lane.under_way.extend(units)  # first: a Ctrl-C may strike when they have just gone
+            try:
+                self._process.start_each(lane.f, peer, arguments, units, announced=self._limit is not None)
+            except Exception:
+                for _ in units:
+                    lane.under_way.pop()
+                raise
             lane.sent(units, time.monotonic() - now)
         except ProcessExitedException:
-            # It went before it was asked: the items are still ours to give to another.
+            # It went before it was asked: the items are still ours to give to another. Their units may have been told
+            # of the end as well, by whoever found the connection lost.
+            for unit in units:
+                unit.withdrawn = True
             self._supply.give_back(entry for part in parts for entry in zip(*part, strict=True))
             if not lane.under_way:
                 self._retire(pid)
@@ -276,6 +287,7 @@ class Mapping:
         peer = self._process.peer(pid)
         self._process.check_function(peer, lane.f)  # if it is the function, no item can be sent: raised here
         unit = Unit(indices, items, pid, peer, self._note, time.monotonic())
+        lane.under_way.append(unit)
         lane.sent((unit,), 0.0)
         unit.complete(_NOT_SENT, error)
         return True
@@ -289,6 +301,8 @@ class Mapping:
     # ---- handling ---------------------------------------------------------------------------------------------
 
     def _handle(self, unit: Unit) -> None:
+        if unit.withdrawn:
+            return
         lane = self._lanes[unit.pid]
         if unit.outcome == _VALUE and unit.peer is not None:
             lane.end(unit, self._settle(unit), unit.content.nanoseconds)
@@ -363,7 +377,8 @@ class Mapping:
     def _failed(self, entry: Entry, error: Exception) -> None:
         delay = self._outcomes.error(entry[0], error)
         if delay is not None:
-            self._looked = 0.0  # for another worker than the one at which it failed
+            self._pace.want_another()
+            self._looked = 0.0
             self._supply.again(entry, delay)
 
     def _under_way(self) -> Iterator[Unit]:

@@ -14,8 +14,9 @@ from typing import Any, Final, Literal
 
 from hybriddist.crew import Crew, PoolCrew
 from hybriddist.ids import as_whole
+from hybriddist.loop_guard import refuse_on_loop
 from hybriddist.mapping import Mapping
-from hybriddist.maps_here import iterate_here
+from hybriddist.maps_here import ThreadedMap, iterate_here
 from hybriddist.outcomes import Outcomes, PassingOutcomes, checked_delays, common_length, common_shape, flat, in_shape
 from hybriddist.pools import AbstractWorkerPool
 from hybriddist.progress import Progress
@@ -64,8 +65,9 @@ def pmap(
         retry_check: ``check(state, exception)`` returns whether to try again, or a new state and that.
         progress: show a progress bar on stderr (with tqdm where it is installed).
         item_timeout: seconds that an item may take, from its own begin. One that takes longer is interrupted and fails
-            with `TimeoutError`; a local worker that does not react to that within a second is ended and replaced. Items
-            then go one by one, whatever the ``batch_size``.
+            with `TimeoutError`; a local worker that does not react to that in two seconds is ended and replaced. Items
+            then go one by one, whatever the ``batch_size``. In this process an item has a thread, which is left to
+            itself if it does not react.
 
     Returns:
         A list in input order.
@@ -75,6 +77,7 @@ def pmap(
         ProcessExitedException: its worker died, likewise with ``.index``. A batch of "auto" dies as a whole.
         TimeoutError: of ``item_timeout``, likewise.
         ClusterError: the pool has no living worker.
+        RuntimeError: called with an ``async def`` on the event loop that would have to run it.
 
     Example::
 
@@ -85,18 +88,16 @@ def pmap(
     task = _Task.checked(
         "pmap", f, iterables, distributed, batch_size, on_error, retry_delays, retry_check, item_timeout
     )
-    shape = common_shape(task.iterables)
-    length = common_length(task.iterables)
-    with Progress(progress, length) as bar:
+    with Progress(progress, task.length) as bar:
         outcomes = Outcomes(bar, *task.handling())
         process = current()
         if task.is_local(process):
-            steps = iterate_here(process, f, enumerate(task.items()), outcomes, task.threads(process))
+            steps = task.run_here(process, outcomes, task.supply())
         else:
-            steps = task.mapping(process, outcomes, task.supply(length)).run()
+            steps = task.mapping(process, outcomes, task.supply()).run()
         for _ in steps:
             pass
-    return outcomes.results if shape is None else in_shape(outcomes.results, shape)
+    return outcomes.results if task.shape is None else in_shape(outcomes.results, task.shape)
 
 
 def imap(
@@ -160,32 +161,32 @@ def imap_unordered(
 
 
 def _results(task: _Task, *, ordered: bool, shown: bool) -> Iterator[Any]:
-    length = common_length(task.iterables)
-    with Progress(shown, length) as bar:
+    with Progress(shown, task.length) as bar:
         outcomes = PassingOutcomes(bar, *task.handling())
         process = current()
+        supply = task.supply()
         if task.is_local(process):
-            steps = iterate_here(process, task.f, enumerate(task.items()), outcomes, task.threads(process))
-            yield from _taken(steps, outcomes, None, ordered=ordered)
+            supply.may_read = 2 * task.threads(process)
+            steps = task.run_here(process, outcomes, supply)
+            yield from _taken(steps, outcomes, supply, None, ordered=ordered)
             return
-        supply = task.supply(length)
         supply.may_read = LOOK_AHEAD * process.membership.nworkers()
         mapping = task.mapping(process, outcomes, supply)
-        yield from _taken(mapping.run(), outcomes, (mapping, supply), ordered=ordered)
+        yield from _taken(mapping.run(), outcomes, supply, mapping, ordered=ordered)
 
 
 def _taken(
     steps: Generator[None, None, None],
     outcomes: PassingOutcomes,
-    source: tuple[Mapping, Supply] | None,
+    supply: Supply,
+    mapping: Mapping | None,
     *,
     ordered: bool,
 ) -> Iterator[Any]:
     """Run the steps of a map, and yield its results. Each result that is taken lets one more item be read."""
-    mapping, supply = source or (None, None)
     taken = 0
     failure: BaseException | None = None
-    more = 0 if supply is None else int(supply.may_read)
+    more = int(supply.may_read)
     going = True
     with contextlib.closing(steps):
         while going:
@@ -198,14 +199,13 @@ def _taken(
             starving = mapping is not None and mapping.is_starving()
             came = outcomes.take(taken if ordered else None)
             # Results that wait here wait for a slow one before them. If there are none, all are quick.
-            if starving and supply is not None and not outcomes.waiting and more < _MOST_LOOK_AHEAD:
+            if starving and not outcomes.waiting and more < _MOST_LOOK_AHEAD:
                 supply.may_read += more
                 more *= 2
             while came:
                 yield came.popleft()
                 taken += 1
-                if supply is not None:
-                    supply.may_read += 1
+                supply.may_read += 1
         if failure is not None:
             raise failure
 
@@ -215,7 +215,12 @@ class _Task(Record):
 
     f: Callable[..., Any]
     pool: AbstractWorkerPool | None
-    iterables: tuple[Iterable[Any], ...]
+    iterators: tuple[Iterator[Any], ...]
+    """Made once: what an iterable does for that may be seen."""
+    length: int | None
+    """How many items there will be, if the iterables tell."""
+    shape: tuple[int, ...] | None
+    """Of the result, if it is to be an array."""
     distributed: bool
     batch_size: int
     """0: batches of adapting size."""
@@ -250,8 +255,8 @@ class _Task(Record):
             iterables = tuple(rest)
         if not iterables:
             raise TypeError(f"{name} needs at least one iterable")
-        for iterable in iterables:
-            iter(flat(iterable))
+        rows = [flat(iterable) for iterable in iterables]
+        iterators = tuple(map(iter, rows))
         size = 0 if isinstance(batch_size, str) and batch_size == "auto" else as_whole(batch_size) or -1
         if size < 0:
             raise ValueError(f"batch_size must be a whole number of 1 and more, or 'auto', not {batch_size!r}")
@@ -265,14 +270,11 @@ class _Task(Record):
             if not 0 < item_timeout < math.inf:
                 raise ValueError(f"item_timeout must be more than 0 seconds, not {item_timeout!r}")
             size = 1
-        common_shape(iterables)
+        refuse_on_loop(current(), name, f)
         return cls(
-            f, pool, iterables, bool(distributed), size, on_error, checked_delays(retry_delays), retry_check,
-            item_timeout,
+            f, pool, iterators, common_length(rows), common_shape(iterables), bool(distributed), size, on_error,
+            checked_delays(retry_delays), retry_check, item_timeout,
         )  # fmt: skip
-
-    def items(self) -> Iterator[tuple[Any, ...]]:
-        return zip(*(flat(iterable) for iterable in self.iterables), strict=False)
 
     def handling(self) -> tuple[Handler | None, Iterable[float], Check | None]:
         """What `Outcomes` wants to know."""
@@ -285,13 +287,21 @@ class _Task(Record):
     def threads(self, process: Process) -> int:
         return 1 if self.distributed else process.membership.nworkers()
 
-    def supply(self, length: int | None) -> Supply:
-        items: Iterator[Any] = self.items() if self.has_tuples() else iter(flat(self.iterables[0]))
-        return Supply(items, length)
+    def run_here(self, process: Process, outcomes: Outcomes, supply: Supply) -> Generator[None, None, None]:
+        """Without workers."""
+        threads = self.threads(process)
+        if threads == 1 and self.item_timeout is None:
+            return iterate_here(process, self.f, zip(*self.iterators, strict=False), outcomes)
+        return ThreadedMap(process, self.f, supply, outcomes, threads, self.item_timeout).run()
+
+    def supply(self) -> Supply:
+        if self.has_tuples():
+            return Supply(zip(*self.iterators, strict=False), self.length)
+        return Supply(self.iterators[0], self.length)
 
     def has_tuples(self) -> bool:
-        """Whether an item is a tuple of arguments; in batches a single argument needs none."""
-        return self.batch_size != 0 or len(self.iterables) > 1
+        """Whether an item is a tuple of arguments; in batches on workers a single argument needs none."""
+        return self.batch_size != 0 or len(self.iterators) > 1 or not self.distributed
 
     def mapping(self, process: Process, outcomes: Outcomes, supply: Supply) -> Mapping:
         crew = Crew(process) if self.pool is None else PoolCrew(process, self.pool)

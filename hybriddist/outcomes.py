@@ -171,8 +171,12 @@ def try_again(
 
 
 def _set_index(error: BaseException, index: int) -> None:
+    """Have an exception say which item it is about, also to those who only see its traceback."""
     try:
         error.index = index  # type: ignore[attr-defined]
+        note = f"raised for item {index} of a map"
+        if note not in getattr(error, "__notes__", ()):  # raised again by a handler of the user's
+            error.add_note(note)
     except Exception:
         pass  # a class of the user's that takes no attributes
 
@@ -187,11 +191,13 @@ def _call_handler(handler: Callable[[BaseException], Any], original: BaseExcepti
 
 def flat(iterable: Iterable[Any]) -> Iterable[Any]:
     """The items; of an array of several dimensions its elements, in C order."""
-    numpy = sys.modules.get("numpy")
+    numpy: Any = sys.modules.get("numpy")
     if isinstance(iterable, BlockHandle):  # a shared array
-        iterable = numpy.asarray(iterable)  # type: ignore[union-attr]
+        iterable = numpy.asarray(iterable)
     if numpy is not None and isinstance(iterable, numpy.ndarray) and iterable.ndim != 1:
-        return iterable.ravel()  # type: ignore[no-any-return]
+        # The row of a matrix is a matrix again, also that of one with a single row.
+        array: Any = numpy.asarray(iterable) if isinstance(iterable, numpy.matrix) else iterable
+        return array.ravel()  # type: ignore[no-any-return]
     return iterable
 
 
@@ -221,7 +227,14 @@ def in_shape(results: list[Any], shape: tuple[int, ...]) -> Any:
     import numpy as np
 
     if all(isinstance(result, bool | int | float | complex | np.generic) for result in results):
-        return np.array(results).reshape(shape)
+        numbers = np.array(results)
+        # Whole numbers that no whole type of numpy's holds together would be rounded.
+        if (
+            numbers.dtype.kind != "f"
+            or not all(isinstance(result, int | np.integer) for result in results)
+            or not results
+        ):
+            return numbers.reshape(shape)
     array = np.empty(len(results), dtype=object)
     for index, result in enumerate(results):
         array[index] = result
@@ -234,7 +247,7 @@ def common_length(iterables: Sequence[Any]) -> int | None:
     for iterable in map(flat, iterables):
         try:
             lengths.append(len(iterable))  # type: ignore[arg-type]
-        except TypeError:  # most iterators have none
+        except (TypeError, OverflowError):  # most iterators have none; that of range(2**70) cannot be told
             pass
     return min(lengths, default=None)
 

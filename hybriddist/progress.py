@@ -14,15 +14,15 @@ class Progress:
     """Counts finished items.
 
     Args:
-        shown: False makes every method do nothing.
+        shown: False makes every method do nothing; so does a program without stderr.
         total: how many items there will be, if that is known.
 
     Attributes:
-        shown: as given.
+        shown: whether there is anything to see.
     """
 
     def __init__(self, shown: bool, total: int | None) -> None:
-        self.shown = shown
+        self.shown = shown and sys.stderr is not None
         self._total = total
         self._count = 0
         self._drawn = 0.0

@@ -49,6 +49,7 @@ FLOORS = [
         "outcomes",
         "progress",
         "loops",
+        "loop_guard",
         "chunks",
         "folds",
         "running_loop",

@@ -30,6 +30,14 @@ def test_at_first_there_are_as_many_lanes_as_cpus_within_bounds(cpus: int, lanes
     assert worth(Pace(cpus), 100_000) == lanes
 
 
+def test_each_failure_asks_for_one_lane_more(pace: Pace) -> None:
+    few = worth(pace, 100_000)
+    pace.end(1, 1e-7)
+    pace.want_another()
+    pace.want_another()
+    assert worth(pace, 1) == few + 2
+
+
 def test_tiny_items_stay_on_few_lanes(pace: Pace) -> None:
     few = worth(pace, 1_000_000)
     for items in (1, 1, 4, 16, 1000, 10_000):

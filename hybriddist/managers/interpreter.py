@@ -27,7 +27,7 @@ BLAS_VARIABLES: Final = (
 """Read by numeric libraries when they are loaded. With one worker a CPU, further threads only get in the way.
 
 A worker loads them after these are set: the template that it is forked from has not loaded numpy, and never does. So
-there is nothing to be told afterwards, and no need of threadpoolctl.
+there is nothing to be told afterwards. Programs that others start are another matter (``managers/numeric.py``).
 """
 
 _START_SENSITIVE: Final = ("PYTHON", "LD_", "DYLD_", "MALLOC_", "GLIBC_TUNABLES", "LANG", "LC_", "TZ")

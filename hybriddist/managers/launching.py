@@ -28,6 +28,7 @@ from typing import Any, Final
 
 from hybriddist.core.exits import ExitReason
 from hybriddist.core.membership import Member
+from hybriddist.core.messages import Mode
 from hybriddist.deadline import Deadline
 from hybriddist.errors import (
     ClusterError,
@@ -41,6 +42,7 @@ from hybriddist.managers.base import ClusterManager, WorkerConfig
 from hybriddist.managers.driver import Cluster
 from hybriddist.managers.further import FurtherManager, ask_for_further, number_of_further
 from hybriddist.managers.mesh import connect_workers
+from hybriddist.managers.numeric import use_one_thread
 from hybriddist.managers.removing import Removal
 from hybriddist.managers.streams import connect_by
 from hybriddist.runtime.signals import take_as_usual
@@ -199,6 +201,10 @@ class Launch:
         stage.append("join")
         self._probe_made.wait()
         cluster.join(pid, config, transport, self._probe, deadline, word)
+        if config.enable_threaded_blas is None:  # a manager of the user's
+            config.enable_threaded_blas = bool(self._params.get("enable_threaded_blas"))
+            if not config.enable_threaded_blas:
+                process.start_call(use_one_thread, process.peer(pid), (), {}, Mode.DO, 0, 0)  # before any other call
 
     def _dial(self, config: WorkerConfig, stage: list[str], deadline: Deadline) -> Transport:
         """By the library's own sockets."""

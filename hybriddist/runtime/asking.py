@@ -78,8 +78,8 @@ class Asking:
                 peer.pending[call_id] = completion
             try:
                 peer.send(new(Call, (call_id, mode, key, whence, id_, body, buffers)))
-            except BaseException:
-                peer.pending.pop(call_id, None)
+            except BaseException as error:
+                self._withdraw(peer, (call_id,), error)
                 raise
         except TransportError:
             raise self.links.gone(peer) from None
@@ -116,15 +116,26 @@ class Asking:
                 pending[number] = completion
             try:
                 peer.send(new(Call, (first, Mode.EACH, key, int(announced), count, body, buffers)))
-            except BaseException:
-                for number in range(first, first + count):
-                    pending.pop(number, None)
+            except BaseException as error:
+                self._withdraw(peer, range(first, first + count), error)
                 raise
         except TransportError:
             raise self.links.gone(peer) from None
         finally:
             if key:
                 peer.functions_out.release(key)
+
+    def _withdraw(self, peer: Peer, call_ids: Iterable[int], error: BaseException) -> None:
+        """The sending of calls has ended with an error: nobody will ask for their ends."""
+        for call_id in call_ids:
+            peer.pending.pop(call_id, None)
+        if isinstance(error, Exception):
+            return
+        try:  # a Ctrl-C came while they were sent: they have gone, most likely
+            for call_id in call_ids:
+                peer.post(Cancel(call_id))
+        except TransportError:
+            pass  # they end with the connection
 
     def function_key(self, peer: Peer, function: Any) -> int:
         """The key by which a call may name ``function``, 0 if it has to carry it. Sends what has to go before.

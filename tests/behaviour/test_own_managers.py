@@ -19,6 +19,7 @@ import pytest
 import hybriddist as hd
 from hybriddist.cluster import cluster_of
 from hybriddist.managers.cpus import usable_cpus
+from hybriddist.managers.interpreter import BLAS_VARIABLES
 from hybriddist.runtime.current import current
 from tests.helpers.polling import poll_for
 from tests.helpers.printed import Printed
@@ -30,6 +31,8 @@ pytestmark = [pytest.mark.leaks_by_module, pytest.mark.usefixtures("no_workers")
 class Plain(hd.ClusterManager):
     """Starts ordinary workers, in the plainest way, and notes what it is asked for."""
 
+    arguments: tuple[str, ...] = ("-m", "hybriddist", "--worker")
+
     def __init__(self, count: int = 1, **fields: Any) -> None:
         self.count = count
         self.fields = fields
@@ -38,7 +41,7 @@ class Plain(hd.ClusterManager):
     def launch(self, params: Mapping[str, Any], launched: list[hd.WorkerConfig], notify: Callable[[], None]) -> None:
         for _ in range(self.count):
             process = subprocess.Popen(
-                [sys.executable, "-m", "hybriddist", "--worker"],
+                [sys.executable, *self.arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
@@ -305,3 +308,53 @@ def test_the_config_of_a_worker_that_has_joined() -> None:
     config = cluster_of(current()).configs[pid]
     assert config.ospid == hd.remotecall_fetch(os.getpid, pid)
     assert config.cpu_threads == hd.remotecall_fetch(usable_cpus, pid)
+
+
+# ---- numeric libraries --------------------------------------------------------------------------------------------
+
+
+class Loaded(Plain):
+    """Starts a program that has used numpy before it becomes a worker."""
+
+    arguments = (
+        "-c",
+        "import numpy as np; np.ones((4, 4)) @ np.ones((4, 4)); import hybriddist as hd; hd.start_worker()",
+    )
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables for numeric libraries: only one is set."""
+    for name in BLAS_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
+
+
+@pytest.mark.usefixtures("variables")
+def test_numeric_libraries_get_one_thread_unless_asked() -> None:
+    names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"]
+    (usual,) = hd.addprocs(Plain())
+    (many,) = hd.addprocs(Plain(), enable_threaded_blas=True)
+    (own,) = hd.addprocs(Plain(enable_threaded_blas=True))
+    assert [hd.remotecall_fetch(os.getenv, usual, name) for name in names] == ["1", "1", "3"]
+    assert [hd.remotecall_fetch(os.getenv, many, name) for name in names] == [None, None, "3"]
+    assert [hd.remotecall_fetch(os.getenv, own, name) for name in names] == [None, None, "3"]
+
+
+def test_a_numeric_library_that_is_loaded_already_gets_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("threadpoolctl", reason="it alone can tell BLAS")
+    for name in BLAS_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+    def threads() -> set[int]:
+        import threadpoolctl
+
+        return {library["num_threads"] for library in threadpoolctl.threadpool_info()}
+
+    (usual,) = hd.addprocs(Loaded())
+    (many,) = hd.addprocs(Loaded(), enable_threaded_blas=True)
+    found = hd.remotecall_fetch(threads, many)
+    if not found:
+        pytest.skip("this numpy has no BLAS that threadpoolctl knows")
+    assert found == {usable_cpus()}
+    assert hd.remotecall_fetch(threads, usual) == {1}

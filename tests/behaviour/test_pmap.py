@@ -145,6 +145,18 @@ def test_an_array_of_results_that_are_no_numbers(cluster: list[int]) -> None:
     assert result[1, 0] == [2, 2]
 
 
+def test_whole_numbers_are_not_rounded(cluster: list[int]) -> None:
+    """No whole type of numpy's holds them together."""
+    assert hd.pmap(int, np.array([2**63, 0], dtype=np.uint64)).tolist() == [2**63, 0]
+    assert hd.pmap(lambda x: 2**63 if x else -1, np.arange(2)).tolist() == [-1, 2**63]
+    assert hd.pmap(int, np.empty(0)).dtype == np.float64
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_a_matrix_is_an_array_of_its_elements(cluster: list[int]) -> None:
+    assert hd.pmap(square, np.matrix([[1, 2], [3, 4]])).tolist() == [[1, 4], [9, 16]]
+
+
 def test_arrays_together(cluster: list[int]) -> None:
     one, two = np.arange(4).reshape(2, 2), np.ones((2, 2), dtype=int)
     assert np.array_equal(hd.pmap(operator.add, one, two), one + two)

@@ -12,6 +12,8 @@ import pytest
 
 import hybriddist as hd
 from hybriddist.batches import BUDGET_SECONDS, Packed, run_batch
+from hybriddist.runtime.asking import LOST
+from hybriddist.runtime.context import this_process
 from hybriddist.testing.clusters import memory_cluster
 
 pytestmark = [
@@ -160,3 +162,50 @@ def test_items_that_wait_go_to_all_of_many_workers(transport: str) -> None:
 
     with memory_cluster(12) as inside:
         assert set(hd.pmap(wait_a_little, range(200), batch_size="auto")) == set(inside.pids)
+
+
+def _interrupting(x: int) -> int:
+    if x % 1000 == 500:
+        raise KeyboardInterrupt("of its own")
+    return x
+
+
+def test_an_interrupt_that_an_item_raises_is_that_items_alone(cluster: list[int]) -> None:
+    result = hd.pmap(_interrupting, range(5000), batch_size="auto", on_error=type)
+    assert result == [KeyboardInterrupt if x % 1000 == 500 else x for x in range(5000)]
+
+
+def test_an_interrupt_ends_its_batch_and_spares_what_has_ended_and_what_has_not_begun(cluster: list[int]) -> None:
+    report = run_batch(_interrupting, [1, 2, 500, 4], several=False)
+    assert report.values == [1, 2, None]
+    assert list(report.errors) == [2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, "auto"])
+def test_a_worker_found_gone_twice_has_its_items_run_once(
+    cluster: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: Any
+) -> None:
+    """By the thread that sends to it, and by the one that buries its connection."""
+    process = this_process()
+    start_each = process.start_each
+    refused: list[int] = []
+
+    def refuse_once(f: Any, peer: Any, items: Any, units: Any, **options: Any) -> None:
+        if peer.pid in refused:
+            start_each(f, peer, items, units, **options)
+            return
+        refused.append(peer.pid)
+        for unit in units:
+            unit.complete(LOST, hd.ProcessExitedException(peer.pid, "connection lost"))
+        raise hd.ProcessExitedException(peer.pid, "connection lost")
+
+    monkeypatch.setattr(process, "start_each", refuse_once)
+
+    def note(x: int) -> int:
+        with (tmp_path / "runs").open("a") as file:
+            file.write(f"{x}\n")
+        return x
+
+    assert hd.pmap(note, range(40), batch_size=batch_size) == list(range(40))
+    assert refused
+    assert sorted(map(int, (tmp_path / "runs").read_text().split())) == list(range(40))

@@ -61,6 +61,7 @@ def test_a_failure_is_raised_with_its_index(batch_size: Any, distributed: bool, 
         hd.pmap(odd, [1, 3, 5, 4, 7], batch_size=batch_size, distributed=distributed)
     error = caught.value
     assert error.index == 3  # type: ignore[attr-defined]
+    assert error.__notes__ == ["raised for item 3 of a map"]
     assert (type(error.__cause__), error.__cause__ and error.__cause__.args) == (ValueError, ("4 is even",))
     assert error.captured.ex is error.__cause__
     assert error.pid in (cluster if distributed else [1])
@@ -114,7 +115,9 @@ def test_unpicklable_items_among_good_ones(batch_size: Any, cluster: list[int], 
     items = [1, 2, threading.Lock(), 4, threading.Lock(), 6, 7]
     with pytest.raises(hd.SerializeError, match="lock") as caught:
         hd.pmap(repr, items, batch_size=batch_size)
-    assert caught.value.index in (2, 4)  # type: ignore[attr-defined]
+    index = caught.value.index  # type: ignore[attr-defined]
+    assert index in (2, 4)
+    assert caught.value.__notes__ == [f"raised for item {index} of a map"]
     result = hd.pmap(repr, items, batch_size=batch_size, on_error=type)
     assert result == ["1", "2", hd.SerializeError, "4", hd.SerializeError, "6", "7"]
 

@@ -67,3 +67,11 @@ def test_without_tqdm_it_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     out, err = capsys.readouterr()
     assert out == ""
     assert err.endswith("\r5/5\n")
+
+
+def test_without_stderr_there_is_none(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """`print` to no file would be a `print` to stdout."""
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert hd.pmap(abs, range(5), progress=True, distributed=False) == [0, 1, 2, 3, 4]
+    assert capfd.readouterr() == ("", "")
