@@ -51,7 +51,7 @@ from hybriddist.errors import (
 )
 from hybriddist.records import Record
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 """Raised with every change of what travels: handshake, path choice, frames or messages."""
 
 MAGIC: Final = b"\x93HYBRID\n"

@@ -105,8 +105,8 @@ def test_the_wire_format_stays_as_it_is() -> None:
     """Worked out here from the description, without the module's own helpers."""
     hello, answer, proof, accepted = pair().messages
     key = hashlib.sha256(COOKIE.encode()).digest()
-    expected_hello = b"\x93HYBRID\n" + b"\x03\x00" + bytes([3, 11]) + b"CONN" + A
-    expected_answer = b"\x93HYBRID\n" + b"\x03\x00" + bytes([3, 11]) + b"ACPT" + B
+    expected_hello = b"\x93HYBRID\n" + b"\x04\x00" + bytes([3, 11]) + b"CONN" + A
+    expected_answer = b"\x93HYBRID\n" + b"\x04\x00" + bytes([3, 11]) + b"ACPT" + B
     both = expected_hello + expected_answer
     assert hello == expected_hello
     assert answer == expected_answer + hmac.new(key, b"hybriddist proof ACPT" + both, hashlib.sha256).digest()
