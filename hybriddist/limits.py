@@ -85,7 +85,8 @@ error in the function strikes all of them at once, and the first in order is the
 
 KEPT_DEFINITIONS_BYTES: Final = 64 * MIB
 """Pickles of functions that a process keeps for its other connections. Pickling 64 MiB anew takes some 50 ms; to keep
-more would cost memory that the user knows nothing of. A larger one is made for each connection."""
+more would cost memory that the user knows nothing of. A larger one is made for each connection,
+unless it goes into shared memory."""
 
 # ---- removing ---------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,12 @@ from hybriddist.records import Record
 CAPACITY: Final = 1024
 """Functions remembered by a process, and for one connection. Lambdas made in a loop must not pile up."""
 
+MOST_LARGE: Final = 16
+"""So many pickles that are placed are kept, however large: else each connection would get a copy of its own."""
+
+MOST_PLACED: Final = 128
+"""No more than that, however small: each takes one or two descriptors."""
+
 CACHEABLE: Final = (types.FunctionType, types.BuiltinFunctionType, type, functools.partial)
 """Bound methods and objects with `__call__` carry state that may change with every call, and a bound method is a new
 object each time."""
@@ -45,6 +51,9 @@ class Definition(Record):
     snapshot: Snapshot | None
     body: bytes
     buffers: Sequence[memoryview]
+    place: list[Any] | None = None
+    """If the pickle is in memory that others can see: the handle to that, which is sent instead. The memory is freed
+    with it, so the list is emptied when the function dies; not while anybody who sends it has the function."""
 
 
 INLINE: Final = Definition(None, b"", ())
@@ -58,11 +67,18 @@ class Pickle(Protocol):
     def __call__(self, value: Any, labels: Sequence[str] = ..., /) -> tuple[bytes, Sequence[memoryview]] | None: ...
 
 
+class Place(Protocol):
+    """Puts a pickle into memory that others can see: the handle that is to be sent; None if it is to be sent itself."""
+
+    def __call__(self, body: bytes, buffers: Sequence[memoryview], /) -> Any: ...
+
+
 class Definitions:
     """The definitions that a process has at hand. Any thread may ask.
 
     Args:
         pickle: how a function is pickled.
+        place: where large pickles are put.
         capacity: how many functions are remembered.
         most_bytes: of all pickles that are kept together.
     """
@@ -70,18 +86,20 @@ class Definitions:
     def __init__(
         self,
         pickle: Pickle = payload.dumps,
+        place: Place | None = None,
         *,
         capacity: int = CAPACITY,
         most_bytes: int = limits.KEPT_DEFINITIONS_BYTES,
     ) -> None:
         check_capacity(capacity)
         self._pickle = pickle
+        self._place = place
         self._capacity = capacity
         self._most_bytes = most_bytes
         self._bytes = 0
         self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by the subject's id; the least recently used first
         self._dead: deque[Death] = deque()  # filled by the garbage collector, in any thread
-        self._note_death = self._dead.append
+        self._note_death = functools.partial(note_death, self._dead)
         # Around the books, never while something is pickled or sent. One thread may come twice: what is dropped here
         # may have a __del__ that calls.
         self._lock = threading.RLock()
@@ -109,6 +127,12 @@ class Definitions:
             if entry.definition is not None:
                 return entry.definition
             return self._pickled(entry, snapshot, function)
+
+    def clear(self) -> None:
+        """Forget all. Not left to the collector of garbage, which may come late: it may hold memory of the node."""
+        with self._lock:
+            for entry in list(self._entries.values()):
+                self._drop(entry)
 
     def __len__(self) -> int:
         """How many functions are remembered."""
@@ -146,6 +170,10 @@ class Definitions:
             return None
         body, buffers = pickled
         size = len(body) + sum(view.nbytes for view in buffers)
+        handle = None if self._place is None else self._place(body, buffers)
+        if handle is not None:
+            size = min(max(size, self._most_bytes // MOST_PLACED), self._most_bytes // MOST_LARGE)
+            return self._keep(entry, Definition(settled, b"", (), [handle]), size)
         if size > self._most_bytes:
             return Definition(settled, body, buffers)
         return self._keep(entry, Definition(settled, body, [memoryview(bytes(view)) for view in buffers]), size)
@@ -158,6 +186,7 @@ class Definitions:
             if self._entries.get(entry.alive.ident) is entry:  # not dropped meanwhile
                 self._bytes += size - entry.size
                 entry.definition, entry.size = definition, size
+                entry.alive.place = None if definition is None else definition.place
                 while self._bytes > self._most_bytes:
                     self._drop_oldest()
         return definition
@@ -186,6 +215,7 @@ class _Entry:
     def __init__(self, subject: Any, namespace: Any, note_death: Callable[[Any], None]) -> None:
         self.alive = Death(subject, note_death)
         self.alive.ident = id(subject)
+        self.alive.place = None
         self.namespace = namespace
         """The globals of all functions of this code; None if it is not about a code."""
         self.lock = threading.RLock()
@@ -198,8 +228,17 @@ class _Entry:
 class Death(weakref.ref[Any]):
     """A weak reference that knows which address its object had."""
 
-    __slots__ = ("ident",)
+    __slots__ = ("ident", "place")
     ident: int
+    place: list[Any] | None
+    """Of its definition."""
+
+
+def note_death(dead: deque[Death], death: Death) -> None:
+    """The finaliser of functions: memory that others can see is not kept until somebody asks for another function."""
+    dead.append(death)
+    if death.place is not None:
+        death.place.clear()
 
 
 def subject_of(function: Any) -> Any:

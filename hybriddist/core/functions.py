@@ -179,10 +179,10 @@ class FunctionReceiver:
     def __init__(self) -> None:
         self._definitions: dict[int, ReceivedFunction] = {}
 
-    def define(self, key: int, body: Buffer, buffers: Sequence[Buffer] = ()) -> None:
+    def define(self, key: int, definition: ReceivedFunction) -> None:
         """Keep a definition. It is unpickled by the first call that needs it, on that call's thread: unpickling may
         run any code, and who receives must not wait for it."""
-        self._definitions[key] = ReceivedFunction(body, buffers)
+        self._definitions[key] = definition
 
     def find(self, key: int) -> ReceivedFunction:
         """The function of a key.
@@ -208,7 +208,7 @@ class ReceivedFunction:
 
     __slots__ = ("_body", "_buffers", "_found")
 
-    def __init__(self, body: Buffer, buffers: Sequence[Buffer]) -> None:
+    def __init__(self, body: Buffer, buffers: Sequence[Buffer] = ()) -> None:
         self._body: Buffer = body
         self._buffers = buffers
         self._found: Any = None
@@ -224,12 +224,18 @@ class ReceivedFunction:
         if found is None:
             # Two threads may do this at once: both get a good function, and one of them stays.
             try:
-                found = payload.loads(body, buffers)
+                found = self._unpickle(body, buffers)
             except DeserializeError as error:
                 found = error
-            self._found = found
-            self._body, self._buffers = b"", ()
+            self._keep(found)
         if isinstance(found, DeserializeError):
             # A new one for each call: raising adds to an exception's traceback.
             raise DeserializeError(*found.args) from found.__cause__
         return found  # type: ignore[no-any-return]
+
+    def _unpickle(self, body: Buffer, buffers: Sequence[Buffer]) -> Any:
+        return payload.loads(body, buffers)
+
+    def _keep(self, found: Any) -> None:
+        self._found = found
+        self._body, self._buffers = b"", ()

@@ -187,19 +187,24 @@ class Request(Record):
 
 
 class Define(Record):
-    """The function that later calls on this connection name by ``key`` (1 and above). The body is its pickle."""
+    """The function that later calls on this connection name by ``key`` (1 and above).
+
+    The body is its pickle; or, if ``is_handle``, that of a handle to the memory where its pickle is.
+    """
 
     key: int
     body: Buffer
     buffers: Sequence[Buffer] = ()
+    is_handle: bool = False
 
     def encode(self) -> bytes:
-        return _SHORT.pack(4, 0, 0, self.key) + self.body
+        return _SHORT.pack(4, self.is_handle, 0, self.key) + self.body
 
     @staticmethod
     def decode(frame: Frame) -> Define:
         head, buffers = frame
-        return Define(_SHORT.unpack_from(head)[3], head[8:], buffers)
+        _, is_handle, _, key = _SHORT.unpack_from(head)
+        return Define(key, head[8:], buffers, bool(is_handle))
 
 
 class Forget(Record):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hybriddist.core import captured as captured_module
 from hybriddist.core import payload
@@ -16,6 +16,7 @@ from hybriddist.core.messages import ANSWERED, Call, Cancel, Define, Forget, Mod
 from hybriddist.errors import RemoteException, TransportError
 from hybriddist.ids import RRID
 from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.shared_functions import place
 from hybriddist.runtime.waiting import wait_for_room
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from hybriddist.runtime.claims import References
     from hybriddist.runtime.links import Links
     from hybriddist.runtime.peer import Peer
+    from hybriddist.runtime.process import Process
 
 # Plain numbers: looking up a member of an enumeration costs as much as a dictionary.
 _VALUE = int(Outcome.VALUE)
@@ -43,7 +45,7 @@ class Asking:
     links: Links
 
     def __init__(self) -> None:
-        self.definitions = Definitions(self.references.encode_for_all)
+        self.definitions = Definitions(self.references.encode_for_all, self._place)
         self._ids = itertools.count(1)
         self._rows = itertools.count(1)
         """Each is a row of `_ROW` negative call ids, taken at once for the calls of one message."""
@@ -159,12 +161,19 @@ class Asking:
                     if functions.has_forgotten:
                         self._forget(peer)  # before: the other end need not keep two large ones
                     if is_new and definition is not None:
-                        peer.send(Define(key, definition.body, definition.buffers))
+                        if definition.place is None:
+                            peer.send(Define(key, definition.body, definition.buffers))
+                        else:
+                            body, buffers, _ = self.references.encode(definition.place[0], peer.pid)
+                            peer.send(Define(key, body, buffers, is_handle=True))
                 except BaseException:
                     if key:
                         functions.withdraw(key)
                     raise
         return key
+
+    def _place(self, body: bytes, buffers: Sequence[memoryview]) -> Any:
+        return place(cast("Process", self), body, buffers)
 
     def check_function(self, peer: Peer, function: Any) -> None:
         """See whether a function can be sent.

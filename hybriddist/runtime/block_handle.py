@@ -105,6 +105,10 @@ class BlockHandle:
     def _adopt(self, parts: tuple[Any, ...]) -> None:
         """The handle has arrived; ``parts`` are those of `_parts`. Must not raise or block."""
 
+    def _is_pinned_on(self, pid: int) -> bool:
+        """Whether a process that was sent the handle keeps it until the owner drops its own: it may come again."""
+        return True
+
     @property
     def _memory(self) -> memoryview:
         """The bytes; mapped, or fetched from another node, when first asked for. Views of it outlive the handle.
@@ -236,6 +240,8 @@ class BlockHandle:
         process.references.met(self._rrid, self.where)
         if known is not None:
             description = process.blocks.kept[self._origin].description()
+            if receiver and not self._is_pinned_on(receiver):
+                receiver = 0
             if receiver:
                 known.setdefault(receiver, 0)
         else:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hybriddist.core import captured, payload
 from hybriddist.core.exits import ExitReason
+from hybriddist.core.functions import ReceivedFunction
 from hybriddist.core.messages import (
     Call,
     Cancel,
@@ -41,6 +42,7 @@ from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.execution import call_in_user_code
 from hybriddist.runtime.replies import reply
 from hybriddist.runtime.running import Each, run_call
+from hybriddist.runtime.shared_functions import ReceivedHandle
 
 if TYPE_CHECKING:
     from hybriddist.runtime.peer import Peer
@@ -146,7 +148,16 @@ def _on_claims(peer: Peer, message: Claims) -> None:
 
 
 def _on_define(peer: Peer, message: Define) -> None:
-    peer.functions_in.define(message.key, message.body, message.buffers)
+    if message.is_handle:
+        handle = ReceivedHandle(message.body)
+        peer.queue.append(partial(_arrive, [handle]))  # also if it is forgotten before it is called
+        peer.functions_in.define(message.key, handle)
+    else:
+        peer.functions_in.define(message.key, ReceivedFunction(message.body, message.buffers))
+
+
+def _arrive(holder: list[ReceivedHandle]) -> None:
+    holder.pop().arrive()  # as in `_run_inquiry`
 
 
 def _on_forget(peer: Peer, message: Forget) -> None:

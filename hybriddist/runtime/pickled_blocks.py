@@ -63,7 +63,7 @@ class PickledBlock(BlockHandle):
             block, by_value = Block.create(length), False
         except SharedMemoryFull as error:
             _warn(what, length, error)
-            block, by_value = _OwnMemory.of_size(length), True
+            block, by_value = OwnMemory.of_size(length), True
         block.write(0, memoryview(table))
         for part, place in zip(parts, places, strict=True):
             block.write(place.start, part)
@@ -98,7 +98,7 @@ class PickledBlock(BlockHandle):
 
     def _find(self) -> Block:
         if self._by_value:
-            return _OwnMemory.of(self._read())
+            return OwnMemory.of(self._read())
         try:
             return super()._find()
         except SharedMemoryFull as error:
@@ -108,7 +108,7 @@ class PickledBlock(BlockHandle):
                 raise
             full = error.__cause__
         _warn(f"a {type(self).__name__}", self._length, full)
-        return _OwnMemory.of(self._read())
+        return OwnMemory.of(self._read())
 
     def _read(self) -> memoryview:
         """From the process that was named for it, so that not all nodes ask the same one; else from who has it."""
@@ -123,7 +123,7 @@ class PickledBlock(BlockHandle):
         return super()._read()
 
 
-class _OwnMemory(Block):
+class OwnMemory(Block):
     """In the place of a block, memory that only this process has."""
 
     __slots__ = ()
@@ -171,4 +171,4 @@ def _warn(what: str, length: int, error: Exception) -> None:
     )
 
 
-__all__ = ["PickledBlock"]
+__all__ = ["OwnMemory", "PickledBlock"]

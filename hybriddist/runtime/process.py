@@ -27,6 +27,7 @@ from weakref import WeakSet
 
 from hybriddist import limits
 from hybriddist.core import captured as captured_module
+from hybriddist.core.definitions import note_death
 from hybriddist.core.exits import ExitReason
 from hybriddist.core.lease import end_lease
 from hybriddist.core.messages import Mode
@@ -100,6 +101,7 @@ class Process(Asking):
                 *(Channel.begin, WorkerChannel.take_now, WorkerChannel.put, Receiver.serve, Receiver.about_to_block),
                 *(Loan.end, Loan.end_after, Loan.call_here, reserve),
                 *(end_lease, end_handle, end_block, HolderBook._ring),  # finalisers: Python ignores what they raise
+                note_death,  # likewise
                 WeakSet()._remove,  # type: ignore[attr-defined]  # of every weak set, as that of the program's threads
             ),
             (call_in_user_code, running.perform, running.Each.call_if_wanted),
@@ -311,6 +313,7 @@ class Process(Asking):
         self.leaving.set()
         self.links.close()
         self.store.close()
+        self.definitions.clear()
         self.blocks.close()
         for peer in list(self.peers.values()):
             peer.close(min(0.5, deadline.remaining() or 0.0))

@@ -8,6 +8,7 @@ import pickle
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -339,3 +340,86 @@ def test_the_users_memory_may_still_be_resized(definitions: Definitions, script:
     define(script, "def f(): return v")
     assert [len(view) for view in defined(definitions, script.f).buffers] == [100_000]
     script.v.data.append(1)
+
+
+# ---- in memory that others can see ------------------------------------------------------------------------------
+
+
+class Handle:
+    """Stands for a pickle."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+
+
+def placing(counting: Counting, **options: Any) -> tuple[Definitions, weakref.WeakSet[Handle]]:
+    """Definitions that place what has 1000 bytes or more; the handles that live."""
+    living: weakref.WeakSet[Handle] = weakref.WeakSet()
+
+    def place(body: bytes, buffers: Sequence[memoryview]) -> Handle | None:
+        if len(body) < 1000:
+            return None
+        handle = Handle(body)
+        living.add(handle)
+        return handle
+
+    return Definitions(counting, place, **options), living
+
+
+def test_what_is_placed_is_not_kept_here_too(counting: Counting) -> None:
+    definitions, living = placing(counting)
+    small, large = closure_over(1), closure_over("x" * 2000)
+    assert defined(definitions, small).place is None
+    definition = defined(definitions, large)
+    assert definition.place is not None
+    (handle,) = definition.place
+    assert payload.loads(handle.body)() == large()
+    assert (definition.body, definition.buffers) == (b"", ())
+    assert defined(definitions, large) is definition
+    assert len(living) == 1
+
+
+def test_the_handle_dies_with_the_function_and_not_when_the_next_is_asked_for(counting: Counting) -> None:
+    definitions, living = placing(counting)
+    large = closure_over("x" * 2000)
+    definitions.define(large)
+    del large
+    assert len(living) == 0
+
+
+def test_the_handle_dies_with_the_definition(counting: Counting) -> None:
+    definitions, living = placing(counting, most_bytes=2000 * 16)
+    value = "x" * 2000
+
+    def changing() -> str:
+        return value
+
+    definitions.define(changing)
+    value = "y" * 2000
+    definitions.define(changing)
+    assert len(living) == 1
+    functions = [closure_over("x" * 2000) for _ in range(20)]
+    for function in functions:
+        definitions.define(function)
+        assert len(living) <= 16
+    assert len(living) == 16
+    definitions.clear()
+    assert (len(living), len(definitions), definitions.kept_bytes) == (0, 0, 0)
+
+
+def test_there_are_not_very_many(counting: Counting) -> None:
+    definitions, living = placing(counting, most_bytes=2000 * 128 * 2)
+    functions = [closure_over("x" * 2000) for _ in range(140)]
+    for function in functions:
+        definitions.define(function)
+    assert len(living) == 128
+
+
+def test_one_that_is_over_the_bound_is_kept_there(counting: Counting) -> None:
+    definitions, living = placing(counting, most_bytes=5000)
+    small, large = closure_over(1), closure_over("x" * 9000)
+    for _ in range(3):
+        definitions.define(small)
+        definitions.define(large)
+    assert (counting.count, len(living)) == (2, 1)
+    assert definitions.kept_bytes == len(defined(definitions, small).body) + 5000 // 16

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hybriddist.core import payload
-from hybriddist.core.functions import FunctionReceiver, FunctionSender
+from hybriddist.core.functions import FunctionReceiver, FunctionSender, ReceivedFunction
 from hybriddist.errors import DeserializeError, LocalProtocolError, RemoteProtocolError, SerializeError
 from tests.helpers.function_link import Link, closure_over, define
 
@@ -349,8 +349,8 @@ def test_what_cannot_be_pickled_is_reported_by_the_call(link: Link) -> None:
 
 def test_a_definition_that_cannot_be_unpickled_fails_each_call_that_names_it() -> None:
     receiver = FunctionReceiver()
-    receiver.define(1, b"\x80\x05cno_such_thing\nvalue\n.")
-    receiver.define(2, *payload.dumps(len))
+    receiver.define(1, ReceivedFunction(b"\x80\x05cno_such_thing\nvalue\n."))
+    receiver.define(2, ReceivedFunction(*payload.dumps(len)))
     errors = []
     for _ in range(2):
         with pytest.raises(DeserializeError, match="no_such_thing") as caught:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hybriddist.core import payload
 from hybriddist.core.definitions import Definitions
-from hybriddist.core.functions import FunctionReceiver, FunctionSender
+from hybriddist.core.functions import FunctionReceiver, FunctionSender, ReceivedFunction
 
 
 class Link:
@@ -30,7 +30,7 @@ class Link:
             if is_new:
                 assert definition is not None
                 self.how = "define"
-                self.receiver.define(key, definition.body, definition.buffers)
+                self.receiver.define(key, ReceivedFunction(definition.body, definition.buffers))
         for forgotten in self.sender.take_forgotten():
             self.receiver.forget(forgotten)
         return key

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import hybriddist as hd
 from hybriddist.runtime import pickled_blocks
 from hybriddist.runtime.context import this_process
 from hybriddist.runtime.process import Process
+from hybriddist.runtime.shared_functions import ReceivedHandle
 from hybriddist.shm.block import Block
 from hybriddist.testing.clusters import MemoryCluster, memory_cluster
 from tests.helpers.polling import poll_for
@@ -127,3 +129,65 @@ def test_own_arrays_are_seen_by_nobody_else(inside: MemoryCluster) -> None:
     first, second = handle._load(own=True), handle._load(own=True)
     first[0] = 77
     assert (first[0], second[0], handle._load(own=False)[0], TABLE[0]) == (77, 0, 0, 0)
+
+
+# ---- definitions of functions ---------------------------------------------------------------------------------------
+
+TWO_AND_THREE = {1: 1, 2: 1, 3: 3, 4: 3, 5: 3, 6: 6, 7: 6}
+
+
+def length_of(value: bytes) -> Callable[[], int]:
+    return lambda: len(value)
+
+
+def test_a_function_goes_to_each_node_once(inside: MemoryCluster, reads: list[tuple[int, int]]) -> None:
+    put_on_nodes(inside, TWO_AND_THREE)
+    f = length_of(b"x" * 100_000)
+    for pid in (5, 3, 7, 4, 2, 6, 5):
+        assert hd.remotecall_fetch(f, pid) == 100_000
+    assert sorted(reads) == [(3, 1), (6, 1)]
+    g = length_of(b"x" * 200_000)
+    assert [call.fetch() for call in [hd.remotecall(g, pid) for pid in range(2, 8)]] == [200_000] * 6
+    assert sorted(reads) == [(3, 1), (3, 1), (6, 1), (6, 1)]
+    del f, g
+    everybody = (inside.driver, *inside.workers.values())
+    poll_for(lambda: gc.collect() >= 0 and not any([*process.blocks.kept.keys()] for process in everybody))
+    assert not any(process.blocks.pins for process in everybody)
+
+
+def test_a_small_node_gets_what_it_always_got(inside: MemoryCluster, reads: list[tuple[int, int]]) -> None:
+    put_on_nodes(inside, {1: 1, 2: 1, 3: 1, 4: 1, 5: 5, 6: 6, 7: 7})
+    f = length_of(b"x" * 100_000)
+    assert [hd.remotecall_fetch(f, pid) for pid in range(2, 8)] == [100_000] * 6
+    assert reads == []
+    assert not inside.driver.blocks.origins
+
+
+def test_a_handle_that_cannot_be_unpickled(inside: MemoryCluster) -> None:
+    received = ReceivedHandle(b"\x80\x05cno_such_thing\nvalue\n.")
+    received.arrive()
+    for _ in range(2):
+        with pytest.raises(hd.DeserializeError, match="no_such_thing"):
+            received.load()
+
+
+def test_no_room_for_a_function_on_another_node(inside: MemoryCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_on_nodes(inside, TWO_AND_THREE)
+    f = length_of(b"x" * 100_000)
+    assert hd.remotecall_fetch(f, 2) == 100_000  # a handle, too
+
+    def full(length: int) -> Block:
+        raise hd.SharedMemoryFull("there is no room")
+
+    monkeypatch.setattr(Block, "create", full)
+    with pytest.warns(RuntimeWarning, match="each process has a copy: .* no room"):
+        assert [hd.remotecall_fetch(f, pid) for pid in (4, 3, 7)] == [100_000] * 3
+
+
+def test_the_first_of_a_node_cannot_be_asked(reads: list[tuple[int, int]]) -> None:
+    """Workers may not be connected, so each asks whoever sent the function."""
+    with memory_cluster(4, topology="master_worker") as cluster:
+        put_on_nodes(cluster, {1: 1, 2: 2, 3: 2, 4: 2, 5: 5})
+        f = length_of(b"x" * 100_000)
+        assert [hd.remotecall_fetch(f, pid) for pid in (4, 3, 5, 2)] == [100_000] * 4
+        assert sorted(reads) == [(2, 1), (3, 1), (4, 1), (5, 1)]
