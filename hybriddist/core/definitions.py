@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from hybriddist import limits
-from hybriddist.core import mainspace, payload
+from hybriddist.core import closures, mainspace, payload
 from hybriddist.core.snapshots import Snapshot
 from hybriddist.errors import LocalProtocolError
 from hybriddist.records import Record
@@ -40,7 +40,13 @@ MOST_LARGE: Final = 16
 MOST_PLACED: Final = 128
 """No more than that, however small: each takes one or two descriptors."""
 
-CACHEABLE: Final = (types.FunctionType, types.BuiltinFunctionType, type, functools.partial)
+CACHEABLE: Final = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    type,
+    functools.partial,
+    closures.CachedFunction,
+)
 """Bound methods and objects with `__call__` carry state that may change with every call, and a bound method is a new
 object each time."""
 

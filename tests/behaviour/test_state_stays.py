@@ -130,6 +130,7 @@ def slow(x):
     calls += 1
     return x
 assert [on(lambda: (slow(1), calls), a) for _ in range(2)] == [(1, 1), (1, 1)]
+assert [hd.remotecall_fetch(slow, a, 5) for _ in range(3)] == [5, 5, 5] and on(lambda: calls, a) == 2
 """,
     )
 
