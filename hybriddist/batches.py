@@ -25,8 +25,8 @@ from hybriddist.records import Record
 from hybriddist.runtime.current import current
 from hybriddist.runtime.running import is_coroutine
 
-BUDGET_SECONDS: Final = 0.02
-"""After which a batch begins no further item. Batches are made to take a quarter of it."""
+BUDGET_SECONDS: Final = 0.05
+"""After which a batch begins no further item. Batches are made to take less than half of it."""
 
 _MOST_BYTES: Final = 16 * MIB
 """Of results in one answer; a batch that has more ends early too."""

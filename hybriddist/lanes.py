@@ -5,7 +5,7 @@ microseconds that is most of the time. So there is a second thing under way behi
 
 * of single items as many as fit in 2 ms, and never a second one behind anything slower: a slow item holds back no
   other that a free worker could take;
-* of batches two, each made to take 5 ms.
+* of batches two, each made to take 20 ms.
 
 What an item costs is what its worker says, or what it takes to send it, if that is more. Not the time from result to
 result: with many workers on few CPUs each waits for the others most of that time, and its window would stay small just
@@ -35,7 +35,9 @@ _AHEAD_SECONDS: Final = 0.002
 
 _MOST_AHEAD: Final = 256
 
-_BATCH_SECONDS: Final = BUDGET_SECONDS / 4
+_BATCH_SECONDS: Final = 0.4 * BUDGET_SECONDS
+_LANE_SECONDS: Final = 0.005
+"""Work that is worth a further lane."""
 _BATCHES: Final = 2
 _MOST_IN_BATCH: Final = 1 << 14
 _FIRST_LANES: Final = range(2, 9)
@@ -157,7 +159,7 @@ class Pace:
         if not self._recent_items:
             return self._fewest
         work = (self.ended if left is None else left) * self._recent_seconds / self._recent_items
-        return max(self._fewest, work / _BATCH_SECONDS)
+        return max(self._fewest, work / _LANE_SECONDS)
 
 
 class Lane:

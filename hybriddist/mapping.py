@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from hybriddist.batches import Report, open_report, run_batch
 from hybriddist.calls import remotecall
-from hybriddist.core.messages import Outcome
+from hybriddist.core.messages import EachFlag, Outcome
 from hybriddist.crew import Crew
 from hybriddist.deadline import Deadline
 from hybriddist.errors import HybridDistError, ProcessExitedException, SerializeError
@@ -86,6 +86,7 @@ class Mapping:
         self._supply = supply
         self._outcomes = outcomes
         self._crew = crew
+        self._flags = EachFlag.PATIENT if self._batched else 0 if item_timeout is None else EachFlag.ANNOUNCED
         self._batch_size = batch_size
         self._limit = None if item_timeout is None else TimeLimit(item_timeout, process, crew)
         self._pace = Pace(usable_cpu_count())
@@ -259,7 +260,7 @@ class Mapping:
             arguments = [self._arguments(items) for _, items in parts]
             lane.under_way.extend(units)  # first: a Ctrl-C may strike when they have just gone
             try:
-                self._process.start_each(lane.f, peer, arguments, units, announced=self._limit is not None)
+                self._process.start_each(lane.f, peer, arguments, units, self._flags)
             except Exception:
                 for _ in units:
                     lane.under_way.pop()

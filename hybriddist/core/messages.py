@@ -9,11 +9,9 @@ header is readable without the body, so that a call whose body cannot be unpickl
            +------+------+---------------------------+------------------------------+
 
 A large body travels apart, as the last of the buffers: it is then written from where it lies, has no checksum, and is
-copied like an array. The head is the message's without its body, after a byte that says so.
-
-``body`` and ``buffers`` are opaque here: ``core/payload.py`` makes them from objects and objects from them. What this
-module does not know: how frames are delimited (``core/frames.py``), which message is allowed when
-(``core/protocol.py``), and what handling one means (``runtime/handlers.py``).
+copied like an array. The head is the message's without its body, after a byte that says so. What this module does not
+know: how objects become bodies and buffers (``core/payload.py``), how frames are delimited (``core/frames.py``), which
+message is allowed when (``core/protocol.py``), and what handling one means (``runtime/handlers.py``).
 """
 
 from __future__ import annotations
@@ -55,6 +53,14 @@ class Mode(IntEnum):
     """It is dropped (`remote_do`)."""
     EACH = 0x24
     """The body holds the arguments of several calls, which run one after the other; each is answered by itself."""
+
+
+class EachFlag(IntEnum):
+    """How the calls of a message in mode EACH are run. ANNOUNCED: each says when it begins, not only one that does out
+    of its turn. PATIENT: they wait some milliseconds for what computes; to compute beside it would be slower."""
+
+    ANNOUNCED = 1
+    PATIENT = 2
 
 
 ANSWERED: Final = 0x20
@@ -121,7 +127,7 @@ class Call(Record):
     ``whence``, minus a sum of bits, says which arguments are ids of blocks of the process ``id``, the sender.
 
     Mode EACH: the body is the pickle of a list of args, ``id`` their number; they are answered as ``call_id``,
-    ``call_id + 1`` and so on.
+    ``call_id + 1`` and so on. ``whence`` is a sum of `EachFlag`.
     """
 
     call_id: int
@@ -375,11 +381,9 @@ def encode_apart(message: Any) -> tuple[bytes, list[Buffer]]:
 
 def _decode_apart(frame: Frame) -> Any:
     head, buffers = frame
-    message: Any = None
-    if buffers and head[1] != _APART:
-        message = decode(Frame(head[1:], buffers[:-1]))
+    message: Any = decode(Frame(head[1:], buffers[:-1])) if buffers and head[1] != _APART else None
     if message is None or message.__class__ in BODILESS or message.body:
-        raise RemoteProtocolError(f"{len(buffers)} buffers and a head of {len(head)} bytes: no body is apart from it")
+        raise RemoteProtocolError(f"{len(buffers)} buffers and a head of {len(head)} bytes: no body is apart")
     return message._replace(body=buffers[-1])
 
 

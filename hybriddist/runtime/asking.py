@@ -96,13 +96,12 @@ class Asking:
         peer: Peer,
         items: Sequence[tuple[Any, ...]],
         completions: Sequence[Completion],
-        *,
-        announced: bool = False,
+        flags: int = 0,
     ) -> None:
         """Send several calls in one message. They run one after the other; each completion ends with a `Result`.
 
         Args:
-            announced: each completion is told when its call begins; else only when it begins out of its turn.
+            flags: a sum of `EachFlag`.
 
         Raises:
             SerializeError, ProcessExitedException: as `start_call`; nothing was sent.
@@ -117,7 +116,7 @@ class Asking:
             for number, completion in enumerate(completions, first):
                 pending[number] = completion
             try:
-                peer.send(new(Call, (first, Mode.EACH, key, int(announced), count, body, buffers)))
+                peer.send(new(Call, (first, Mode.EACH, key, flags, count, body, buffers)))
             except BaseException as error:
                 self._withdraw(peer, range(first, first + count), error)
                 raise

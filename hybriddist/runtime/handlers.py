@@ -75,7 +75,7 @@ def _on_each(peer: Peer, call: Call) -> None:
         raise RemoteProtocolError(f"a message with {call.id} calls in it; from 1 to {MAX_EACH} are allowed")
     key = call.function_key
     each = Each(peer, call, peer.functions_in.find(key) if key else None)
-    peer.queue.append(each.run)
+    peer.queue.append(each)
 
 
 def _on_started(peer: Peer, message: Started) -> None:

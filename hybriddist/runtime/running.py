@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hybriddist.core import captured, payload
 from hybriddist.core.functions import ReceivedFunction
-from hybriddist.core.messages import ANSWERED, MOST_NANOSECONDS, Call, Mode, Outcome, Started
+from hybriddist.core.messages import ANSWERED, MOST_NANOSECONDS, Call, EachFlag, Mode, Outcome, Started
 from hybriddist.errors import RemoteProtocolError, TransportError
 from hybriddist.ids import RRID
 from hybriddist.runtime.completion import Completion
@@ -250,11 +250,13 @@ class Each:
         self._dropped: set[int] = set()
         """Call ids that nobody wants any more."""
         self._shared = False
+        self._announced = call.whence & EachFlag.ANNOUNCED
+        self.is_patient = bool(call.whence & EachFlag.PATIENT)
         self._ends = count(1)
         """Counts the calls that need no announcement any more: each has a result, or was announced."""
         peer.each.append(self)
 
-    def run(self) -> None:
+    def __call__(self) -> None:
         """Run them, one after the other, for as long as none takes long."""
         peer = self._peer
         receiver = peer.process.receiver
@@ -272,7 +274,8 @@ class Each:
         self._items = deque(enumerate(items, self._call.call_id))
         del items
         is_main = receiver.is_main()
-        receiver.batches[self] = self.left(), monotonic()
+        if len(self._items) > 1:
+            receiver.batches[self] = self.left(), monotonic()
         if not is_main:
             peer.process.poller.wake()  # whoever receives shall look after it
         while self._items and (is_main or not self._shared):
@@ -324,7 +327,7 @@ class Each:
     def _run_one(self, number: int, args: tuple[Any, ...], *, is_main: bool) -> None:
         peer = self._peer
         process = peer.process
-        announced = not is_main or self._shared or self._call.whence != 0 or peer.each[0] is not self
+        announced = not is_main or self._shared or self._announced or peer.each[0] is not self
         if announced:
             _announce(peer, number)
         begun = perf_counter_ns()

@@ -49,19 +49,21 @@ def wait_for_any(
     held = [peer for peer in peers if peer.lost is None and peer.recv_lock.acquire(False)]
     if not held:
         return completion.done
+    quick = False
     try:
         for peer in held:
             if not peer.looking:
                 peer.begin_looking()
         seconds = policy.seconds()
         if seconds:
-            policy.tell(_look_at_all(held, completion, seconds))
+            quick = _look_at_all(held, completion, seconds)
+            policy.tell(quick)
         if not completion.done:
             held[0].process.receiver.about_to_block()
             _block_on(held, completion, deadline, alone=len(held) == len(peers))
     finally:
         for peer in held:
-            peer.end_looking(completion.done)
+            peer.end_looking(quick)
     if held[0].guard.pending:
         held[0].guard.deliver()
     return completion.done

@@ -190,9 +190,9 @@ def test_a_worker_found_gone_twice_has_its_items_run_once(
     start_each = process.start_each
     refused: list[int] = []
 
-    def refuse_once(f: Any, peer: Any, items: Any, units: Any, **options: Any) -> None:
+    def refuse_once(f: Any, peer: Any, items: Any, units: Any, flags: int) -> None:
         if peer.pid in refused:
-            start_each(f, peer, items, units, **options)
+            start_each(f, peer, items, units, flags)
             return
         refused.append(peer.pid)
         for unit in units:
