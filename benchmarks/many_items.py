@@ -63,4 +63,4 @@ def single_items(plan: Plan) -> list[Row]:
     items = ITEMS // plan.scale
     with pool_map(items) as pool, executor_map(items) as executor, pmap(items) as ours:
         rivals = {"Pool.map": pool, "ProcessPoolExecutor.map": executor}
-        return compare("pmap, 10,000 single items", ours, rivals, plan, bar=1 / 1.5)
+        return compare("pmap, 10,000 single items", ours, rivals, plan, bar=1 / 3)

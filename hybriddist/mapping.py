@@ -45,6 +45,12 @@ from hybriddist.time_limits import TimeLimit
 _LOOK_SECONDS: Final = 0.1
 """While there is something to give out, how often new workers are looked for at least."""
 
+_MANY: Final = 32
+"""When each worker has so many units before it, results are handled by the dozen: to wait for each costs 10 µs."""
+
+_LOOK_SOON_SECONDS: Final = 0.001
+"""But not much later than they come."""
+
 _VALUE: Final = int(Outcome.VALUE)
 _NOT_SENT: Final = -2
 """Outcome of an item that cannot be pickled; the content is the exception."""
@@ -95,6 +101,8 @@ class Mapping:
         """The lanes that may have room, longest since first: so a retry goes to another worker."""
         self._ended: deque[Unit] = deque()
         self._news = Completion()
+        self._enough = 1
+        """How many ended units are worth waking up for."""
         self._looked = self._worth = 0.0
         """When new workers were looked for, and how many lanes there was work for then."""
 
@@ -134,8 +142,7 @@ class Mapping:
             if not ended:
                 if any(lane.under_way for lane in self._lanes.values()):
                     self._news = news = Completion()
-                    if not ended:
-                        self._wait(news)
+                    self._wait(news)
                 elif supply.is_empty():
                     return
                 elif not supply.is_held_back():
@@ -148,12 +155,22 @@ class Mapping:
             yield
 
     def _wait(self, news: Completion) -> None:
+        seconds = self._seconds_to_wait()
+        if all(len(lane.under_way) >= _MANY for lane in self._lanes.values()):
+            self._enough = _MANY // 2
+            seconds = _LOOK_SOON_SECONDS if seconds is None else min(seconds, _LOOK_SOON_SECONDS)
+            if len(self._ended) >= self._enough:
+                return
+        else:
+            self._enough = 1
+            if self._ended:
+                return
         at_work = [lane.under_way[0].peer for lane in self._lanes.values() if lane.under_way]
         peers = [peer for peer in at_work if peer is not None]
         if len(peers) == len(at_work):
-            self._process.wait_for_any(news, peers, self._seconds_to_wait())
+            self._process.wait_for_any(news, peers, seconds)
         else:
-            self._process.wait_here(news, None, Deadline(self._seconds_to_wait()))
+            self._process.wait_here(news, None, Deadline(seconds))
 
     def _seconds_to_wait(self) -> float | None:
         """How long to wait for results: until something is due, and not long while a new worker would have work."""
@@ -169,7 +186,7 @@ class Mapping:
         """A unit has ended: called by whoever received its result."""
         self._ended.append(unit)
         news = self._news
-        if not news.done:
+        if not news.done and len(self._ended) >= self._enough:
             news.complete(0, None)
 
     # ---- feeding ----------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ FUNCTION_LABELS: Final = CALL_LABELS[:1]
 _HEADER_ROOM: Final = 64
 """Bytes of a frame's head that are not the body."""
 
-_NUMBERS: Final = frozenset({int, float, bool, complex, type(None)})
+NUMBERS: Final = frozenset({int, float, bool, complex, type(None)})
 """What needs no second thought: most results of small calls."""
 
 _NAMES_SOMETHING: Final = pickle.STACK_GLOBAL
@@ -74,7 +74,7 @@ def dumps(value: Any, labels: Sequence[str] = (), again: Callable[[], object] = 
     Raises:
         SerializeError: the value cannot be pickled; the cause is chained. Nothing has been sent or changed.
     """
-    if value.__class__ in _NUMBERS:
+    if value.__class__ in NUMBERS:
         return _dumps(value, 5), []
     encoded = plain.dump(value)
     if encoded is not None:
@@ -131,7 +131,7 @@ def is_small(value: Any, limit: int) -> bool:
     Looks no further than that: the size of a long list is known as soon as it is too large. What the C pickler cannot
     pickle counts as small; whoever sends it will be told why it cannot be sent.
     """
-    if value.__class__ in _NUMBERS:
+    if value.__class__ in NUMBERS:
         return True
     ruler = _Ruler(limit)
     try:
