@@ -34,7 +34,7 @@ from hybriddist.deadline import Deadline
 from hybriddist.errors import HybridDistError, ProcessExitedException, SerializeError
 from hybriddist.future import Future
 from hybriddist.ids import DRIVER
-from hybriddist.lanes import Lane, Pace, Unit
+from hybriddist.lanes import A_DOZEN, Lane, Pace, Unit
 from hybriddist.outcomes import Outcomes
 from hybriddist.runtime.asking import LOST
 from hybriddist.runtime.completion import Completion
@@ -45,11 +45,8 @@ from hybriddist.time_limits import TimeLimit
 _LOOK_SECONDS: Final = 0.1
 """While there is something to give out, how often new workers are looked for at least."""
 
-_MANY: Final = 32
-"""When each worker has so many units before it, results are handled by the dozen: to wait for each costs 10 µs."""
-
 _LOOK_SOON_SECONDS: Final = 0.001
-"""But not much later than they come."""
+"""When results are handled by the dozen, how late they may be."""
 
 _VALUE: Final = int(Outcome.VALUE)
 _NOT_SENT: Final = -2
@@ -156,15 +153,13 @@ class Mapping:
 
     def _wait(self, news: Completion) -> None:
         seconds = self._seconds_to_wait()
-        if all(len(lane.under_way) >= _MANY for lane in self._lanes.values()):
-            self._enough = _MANY // 2
+        if all(lane.has_many() for lane in self._lanes.values()):
+            self._enough = A_DOZEN
             seconds = _LOOK_SOON_SECONDS if seconds is None else min(seconds, _LOOK_SOON_SECONDS)
-            if len(self._ended) >= self._enough:
-                return
         else:
             self._enough = 1
-            if self._ended:
-                return
+        if len(self._ended) >= self._enough:
+            return
         at_work = [lane.under_way[0].peer for lane in self._lanes.values() if lane.under_way]
         peers = [peer for peer in at_work if peer is not None]
         if len(peers) == len(at_work):
@@ -234,7 +229,7 @@ class Mapping:
             return self._start_here(pid, lane)
         while (room := lane.window - len(lane.under_way)) > 0:
             if self._batched:
-                indices, items = self._supply.take(self._fair(lane.size))
+                indices, items = self._supply.take(lane.fair_size(self._supply.left(), len(self._lanes)))
                 parts: list[_Part] = [(indices, items)] if items else []
             else:
                 indices, items = self._supply.take(self._batch_size if self._batch_size > 1 else room)
@@ -245,18 +240,14 @@ class Mapping:
                 return True
         return True
 
-    def _fair(self, size: int) -> int:
-        """Near the end batches get smaller, to an eighth, so that all workers end at about the same time."""
-        left = self._supply.left()
-        return size if left is None else max(1, min(size, max(size // 8, left // (2 * len(self._lanes)))))
-
-    def _arguments(self, items: Sequence[Any]) -> tuple[Any, ...]:
-        arguments: tuple[Any, ...] = (items,) if self._batched else items[0]
-        return arguments
+    def _arguments(self, items: Sequence[Any]) -> Any:
+        return (items,) if self._batched else items[0]
 
     def _start_here(self, pid: int, lane: Lane) -> bool:
         """This process's own share; False if there is nothing to do."""
-        indices, items = self._supply.take(self._fair(lane.size) if self._batched else 1)
+        indices, items = self._supply.take(
+            lane.fair_size(self._supply.left(), len(self._lanes)) if self._batched else 1
+        )
         if not items:
             return False
         unit = Unit(indices, items, pid, None, self._note, time.monotonic())
