@@ -138,7 +138,9 @@ def test_on_error_and_retries(imap: Any, cluster: list[int]) -> None:
 @BOTH
 def test_without_workers_and_not_distributed(imap: Any, cluster: list[int]) -> None:
     taken = list(itertools.islice(imap(lambda x: (hd.myid(), x), itertools.count(), distributed=False), 10))
-    assert sorted(x for _, x in taken) == list(range(10))
+    items = {x for _, x in taken}
+    assert len(items) == 10
+    assert max(items) < 10 + (2 * len(cluster) if imap is hd.imap_unordered else 0)  # as they come, of what was read
     assert {pid for pid, _ in taken} == {1}
 
 
