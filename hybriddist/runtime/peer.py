@@ -109,15 +109,15 @@ class Peer:
             self.watch()
 
     def _send_now(self, message: Message) -> bool:  # shielded: a half-written frame would spoil the connection
-        with self.send_lock:
-            if self.lost is not None:
-                raise TransportError(f"the connection to process {self.pid} is gone: {self.lost}")
-            head, buffers = self.protocol.send(message, monotonic() if self._timed else 0.0)
-            try:
+        try:
+            with self.send_lock:
+                if self.lost is not None:
+                    raise TransportError(f"the connection to process {self.pid} is gone: {self.lost}")
+                head, buffers = self.protocol.send(message, monotonic() if self._timed else 0.0)
                 done = self.transport.send(head, buffers)
-            except TransportError as error:
-                self.lose(error)
-                raise
+        except TransportError as error:
+            self.lose(error)  # without the lock: whoever buries it may wait for somebody who sends
+            raise
         if self.guard.pending:
             self.guard.deliver()
         return done
@@ -130,14 +130,14 @@ class Peer:
 
     def flush(self) -> bool:  # shielded
         """Write more of what is queued; True when nothing is left."""
-        with self.send_lock:
-            if self.lost is not None:
-                raise TransportError(f"the connection to process {self.pid} is gone: {self.lost}")
-            try:
+        try:
+            with self.send_lock:
+                if self.lost is not None:
+                    raise TransportError(f"the connection to process {self.pid} is gone: {self.lost}")
                 done = self.transport.flush()
-            except TransportError as error:
-                self.lose(error)
-                raise
+        except TransportError as error:
+            self.lose(error)
+            raise
         if self.guard.pending:
             self.guard.deliver()
         return done

@@ -7,7 +7,8 @@ from functools import partial
 
 import pytest
 
-from hybriddist.errors import ConnectError
+from hybriddist.core.messages import Cancel
+from hybriddist.errors import ConnectError, TransportBroken
 from hybriddist.runtime import links
 from hybriddist.testing.clusters import _as, memory_cluster
 from hybriddist.transport import Transport
@@ -86,3 +87,26 @@ def test_nobody_waits_for_the_reason_of_an_end_that_was_made_here(monkeypatch: p
     asker.start()
     asker.join(10)
     assert not asker.is_alive()
+
+
+@pytest.mark.parametrize("operation", ["send", "flush"])
+def test_who_notices_an_end_while_sending_lets_go_before_it_is_told(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the interpreter ends no thread can be started, so the connection is buried here and now; and that needs
+    locks that others hold who want to send."""
+    with memory_cluster(1) as cluster:
+        process = cluster.driver
+        peer = process.peers[2]
+        locked: list[bool] = []
+
+        def fail(*_: object) -> bool:
+            raise TransportBroken("the peer is gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(peer.transport, operation, fail)
+            patch.setattr(process, "peer_lost", lambda *_: locked.append(peer.send_lock.locked()))
+            with pytest.raises(TransportBroken):
+                peer.flush() if operation == "flush" else peer.send(Cancel(1))
+        assert locked == [False]
+        peer.lost = None
