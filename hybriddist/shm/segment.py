@@ -146,7 +146,8 @@ class Budget:
     def __init__(self, limit_bytes: int | None = None, warn: Callable[[SharedMemoryFull], None] | None = None) -> None:
         self.limit_bytes = int(capacity()[0] * limits.ARENA_BYTES_SHARE) if limit_bytes is None else limit_bytes
         self.taken_bytes = 0
-        self._warn = warn
+        self._warnings = [] if warn is None else [warn]
+        """What is still to be called: taken out by whoever is first, since `pop` is atomic."""
         self._lock = Lock()
 
     def take(self, count: int) -> bool:
@@ -164,16 +165,18 @@ class Budget:
 
     def tell(self, error: SharedMemoryFull) -> None:
         """There was no room in the file system."""
-        warn, self._warn = self._warn, None
-        if warn is not None:
-            warn(error)
+        try:
+            warn = self._warnings.pop()
+        except IndexError:
+            return
+        warn(error)
 
     def refuse(self, count: int) -> None:
         """There was no room for ``count`` bytes in the budget, and nothing that could be given back for them.
 
         That is told unless the machine itself has no room for them: then there is no advice.
         """
-        if self._warn is not None and count < physical_bytes():
+        if self._warnings and count < physical_bytes():
             self.tell(_over_budget(count, self.limit_bytes))
 
 

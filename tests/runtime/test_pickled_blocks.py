@@ -186,8 +186,8 @@ def test_no_room_for_a_function_on_another_node(inside: MemoryCluster, monkeypat
 
 def test_the_first_of_a_node_cannot_be_asked(reads: list[tuple[int, int]]) -> None:
     """Workers may not be connected, so each asks whoever sent the function."""
-    with memory_cluster(4, topology="master_worker") as cluster:
-        put_on_nodes(cluster, {1: 1, 2: 2, 3: 2, 4: 2, 5: 5})
+    with memory_cluster(3, topology="master_worker") as cluster:
+        put_on_nodes(cluster, {1: 1, 2: 2, 3: 2, 4: 2})
         f = length_of(b"x" * 100_000)
-        assert [hd.remotecall_fetch(f, pid) for pid in (4, 3, 5, 2)] == [100_000] * 4
-        assert sorted(reads) == [(2, 1), (3, 1), (4, 1), (5, 1)]
+        assert [hd.remotecall_fetch(f, pid) for pid in (4, 3, 2)] == [100_000] * 3
+        assert sorted(reads) == [(2, 1), (3, 1), (4, 1)]
