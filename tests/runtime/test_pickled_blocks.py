@@ -30,6 +30,8 @@ def inside() -> Iterator[MemoryCluster]:
 
 def put_on_nodes(cluster: MemoryCluster, nodes: dict[int, int]) -> None:
     """Have every process believe that the processes are on these nodes."""
+    for pid in cluster.pids:
+        hd.remotecall_fetch(hd.myid, pid)  # behind the last news of who there is
     for process in (cluster.driver, *cluster.workers.values()):
         poll_for(lambda process=process: process.membership.procs() == sorted(nodes))  # the last word has come
         for pid, node in nodes.items():
