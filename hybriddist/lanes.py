@@ -259,7 +259,8 @@ class Lane:
         return size if left is None else max(1, min(size, max(size // 8, left // (2 * lanes))))
 
     def has_many(self) -> bool:
-        """Whether there is so much under way that results may be handled by the dozen: to wait for each costs 10 µs."""
+        """Whether there is so much under way that results may be handled by the dozen. To wait for each costs more than
+        to handle it (10,000 no-ops, one map after the other: 55 ms, and 65)."""
         return len(self.under_way) >= 2 * A_DOZEN
 
     def at_work(self) -> Unit | None:
