@@ -263,7 +263,7 @@ class Receiver:
             return True
         if not self._running:
             return False
-        # Two threads that compute take turns with the interpreter: neither is sooner for it, and each turn costs a switch.
+        # Two threads that compute take turns with the interpreter: neither is sooner for it, and turns cost switches.
         patient = self._standing_in and not self._blocking and monotonic() - self._stands_since < _PATIENCE_SECONDS
         return not (patient and all([getattr(work, "is_patient", False) for work in list(self._executor.queue)]))
 
