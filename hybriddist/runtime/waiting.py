@@ -63,6 +63,7 @@ def wait_for_any(
             _block_on(held, completion, deadline, alone=len(held) == len(peers))
     finally:
         for peer in held:
+            # After a sleep the next answer will take as long: to be kept an eye on would wake the receiver in between.
             peer.end_looking(quick)
     if held[0].guard.pending:
         held[0].guard.deliver()
