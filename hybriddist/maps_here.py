@@ -130,7 +130,8 @@ class ThreadedMap:
                 elif self._supply.is_empty():
                     return
                 elif not self._supply.is_held_back():
-                    time.sleep(max(0.0, self._supply.seconds()))
+                    # Bounded: one that has just become due is not among those that are waited for.
+                    time.sleep(min(max(0.0, self._supply.seconds()), _LOOK_SECONDS))
                     continue
                 yield
         finally:

@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 import warnings
+from _thread import allocate_lock
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,6 +51,7 @@ class Paths:
         self._spawn = spawn
         self._memory = RecycledMemory()
         self._budget: Budget | None = None
+        self._budget_lock = allocate_lock()  # several connections are made at once, and share one
         self.quiet = False
         self.word = "custom"
         """What connections are called that a manager's program hands in."""
@@ -183,9 +185,10 @@ class Paths:
     def _shared_budget(self) -> Budget:
         from hybriddist.shm.segment import Budget
 
-        if self._budget is None:
-            self._budget = Budget(warn=self._tell_of_no_room)
-        return self._budget
+        with self._budget_lock:
+            if self._budget is None:
+                self._budget = Budget(warn=self._tell_of_no_room)
+            return self._budget
 
     def _tell_of_no_room(self, error: SharedMemoryFull) -> None:
         """On a thread of its own: whoever shows warnings may want to send something, over the very connection."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 import hybriddist as hd
+from hybriddist.supply import Supply
 from tests.helpers.polling import poll_for
 from tests.helpers.scripts import ScriptRunner
 
@@ -295,3 +297,18 @@ def test_a_coroutine_with_a_loop_of_coroutines_is_told_what_to_do(cluster: list[
         hd.remotecall(loop_in_the_way, cluster[0]).fetch(20)
     assert hd.remotecall(loop_beside, cluster[0]).fetch(20) == 3
     assert hd.remotecall(loop_awaited, cluster[0]).fetch(20) is True
+
+
+def test_a_retry_that_becomes_due_just_now_is_not_waited_for_for_ever(
+    cluster: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then there is none to be waited for: the time until the next is infinite."""
+    monkeypatch.setattr(Supply, "seconds", lambda _: math.inf)
+    failures = itertools.count()
+
+    def fail_once(x: int) -> int:
+        if next(failures) == 0:
+            raise OSError("not ready")
+        return x
+
+    assert hd.pmap(fail_once, [7], distributed=False, retry_delays=[0.01], item_timeout=20) == [7]
