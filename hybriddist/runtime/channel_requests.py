@@ -301,8 +301,7 @@ class IndexWaiter(Waiter):
 
 
 def _answer_index(waiter: IndexWaiter, index: Any, _: Completion) -> None:
-    waiter.asker.peer.queue.append(partial(_run_index, waiter, index))
-    waiter.asker.peer.process.executor.kick()
+    waiter.asker.peer.process.executor.submit(partial(_run_index, waiter, index))
 
 
 def _run_index(waiter: IndexWaiter, index: Any) -> None:

@@ -49,7 +49,7 @@ def _let_go(process: Process) -> None:
     process.is_copy = True
     if process.alarm is not None:
         process.alarm.let_go()
-    process.executor.queue.clear()
+    process.executor.forget()
     for peer in process.peers.values():
         peer.lost = "this process is a forked copy; the connections are its parent's"
         peer.send_lock, peer.recv_lock = allocate_lock(), allocate_lock()

@@ -1,10 +1,15 @@
 """Running calls: the queue between receiving and executing, and the threads that execute.
 
 Calls and requests are queued in the order in which they were received. A worker's main thread takes them one by one;
-when it is held up (or in a process without such a thread) executor threads do::
+when it is held up (or in a process without such a thread) executor threads do. The library's own chores, which may
+block, are for executor threads only::
 
     dispatch ──► queue ──┬─► main thread of a worker (receiver.serve)
                          └─► executor threads: woken or started by `kick`
+    submit ────► chores ────►
+
+A free main thread is left its calls, also by an executor thread that looks for work just then: signals, and so
+interrupts of what blocks, reach no other thread.
 
 A blocked call must never block later ones, and nobody can tell a blocked call from a busy one. So threads are added
 while the queue makes no progress: one at once, then doubling with every look that finds the queue stuck. Threads that
@@ -51,6 +56,7 @@ class Executor:
 
     def __init__(self, process: Process) -> None:
         self.queue: deque[Callable[[], None]] = deque()
+        self._chores: deque[Callable[[], None]] = deque()
         self._process = process
         self._idle: deque[LockType] = deque()
         self._threads = 0
@@ -78,13 +84,17 @@ class Executor:
                 pass  # stderr is closed, or the text of the user's exception cannot be had
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Queue one item and see that it is run by an executor thread."""
-        self.queue.append(work)
+        """See that one item is run by an executor thread."""
+        self._chores.append(work)
         self.kick()
+
+    def wants_threads(self) -> bool:
+        """Whether something is queued that executor threads are to run."""
+        return bool(self._chores) or (bool(self.queue) and self._process.receiver.others_are_needed())
 
     def kick(self) -> None:
         """See that somebody runs what is queued: wake an idle thread, or start some if the queue is stuck."""
-        queue = self.queue
+        queue = self._chores or self.queue
         try:
             head = queue[0]
         except IndexError:
@@ -109,12 +119,17 @@ class Executor:
     def close(self) -> None:
         """Let idle threads end; running calls go on."""
         self._closed = True
-        self.queue.clear()
+        self.forget()
         while self._idle:
             try:
                 self._idle.popleft().release()
             except IndexError:
                 break
+
+    def forget(self) -> None:
+        """Drop what is queued."""
+        self.queue.clear()
+        self._chores.clear()
 
     def _start_thread(self) -> bool:
         with self._threads_lock:
@@ -132,27 +147,35 @@ class Executor:
         return True
 
     def _work(self) -> None:
-        queue = self.queue
         try:
             while not self._closed:
-                try:
-                    work = queue.popleft()
-                except IndexError:
-                    if not self._linger():
-                        return
-                    continue
-                self.run(work)
-                del work  # a call's arguments live no longer than the call
+                work = self._take()
+                if work is not None:
+                    self.run(work)
+                    del work  # a call's arguments live no longer than the call
+                elif not self._linger():
+                    return
         finally:
             with self._threads_lock:
                 self._threads -= 1
+
+    def _take(self) -> Callable[[], None] | None:
+        """The next item that is for executor threads."""
+        try:
+            if self._chores:
+                return self._chores.popleft()
+            if self.queue and self._process.receiver.others_are_needed():
+                return self.queue.popleft()
+        except IndexError:
+            pass  # another thread was sooner, and looks again
+        return None
 
     def _linger(self) -> bool:
         """Wait for work; False when there was none for a while."""
         lock = allocate_lock()
         lock.acquire()
         self._idle.append(lock)
-        if self.queue or self._closed:
+        if self._closed or self.wants_threads():
             lock.acquire(False)
         elif lock.acquire(timeout=_LINGER_SECONDS):
             return True
@@ -160,7 +183,7 @@ class Executor:
             self._idle.remove(lock)
         except ValueError:
             return True  # woken at this moment: the work is ours to look for
-        return bool(self.queue) and not self._closed
+        return self.wants_threads() and not self._closed
 
     def interrupt_threads(self) -> None:
         """Raise KeyboardInterrupt in the threads that run user code, each at its next bytecode."""

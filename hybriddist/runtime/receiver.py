@@ -114,7 +114,7 @@ class Receiver:
         process, executor = self._process, self._executor
         timeout = _tick(process.watched_peers)
         self._ticking = False  # before the look: who leaves a peer unattended after it sees this, and wakes us
-        if self._unattended or self.batches or (executor.queue and self._others_are_needed()):
+        if self._unattended or self.batches or executor.wants_threads():
             self._ticking = True
             timeout = limits.STANDBY_SECONDS
         elif executor.queue:
@@ -123,7 +123,7 @@ class Receiver:
             _attend(source)
         if self.batches:
             self._relieve()
-        if executor.queue and self._others_are_needed():
+        if executor.wants_threads():
             executor.kick()
         process.housekeep()
         if self._unattended:
@@ -180,9 +180,12 @@ class Receiver:
         with self._role:
             if self._closed or self._executor.queue:  # the standby may have queued calls before it handed back
                 return
-            if self.batches:  # another thread is at one
+            threads = self._executor.wants_threads()
+            if self.batches or threads:  # another thread is at one, or cannot be started yet
                 timeout = limits.STANDBY_SECONDS
             ready = self._poller.poll(timeout)
+        if threads:
+            self._executor.kick()
         self._serial += 1
         if self._standby_sleeps:
             self._standby_sleeps = False
@@ -202,7 +205,7 @@ class Receiver:
         if threading.get_ident() == self._main and self._running:
             self._blocking = True
             self._ring()
-        elif self._executor.queue:
+        elif self._executor.wants_threads():
             self._executor.kick()
 
     def about_to_end(self) -> None:
@@ -222,7 +225,7 @@ class Receiver:
 
     def queued(self) -> None:
         """Calls were queued by this thread. The worker's main thread runs them itself, unless it is in a call."""
-        if self._others_are_needed():
+        if self.others_are_needed():
             self._executor.kick()
         elif threading.get_ident() != self._main:
             self._poller.wake()
@@ -257,7 +260,7 @@ class Receiver:
                 idle = 0
             seen = now
 
-    def _others_are_needed(self) -> bool:
+    def others_are_needed(self) -> bool:
         """Whether what is queued is to be run by other threads than the worker's main thread."""
         if self._main is None:
             return True
@@ -277,7 +280,7 @@ class Receiver:
                 if hot is not None:
                     hot.rest()
                 while self._running and self._serial == serial and not self._closed:
-                    if self._executor.queue and self._others_are_needed():
+                    if self._executor.wants_threads():
                         self._executor.kick()
                     self._step()
         finally:
