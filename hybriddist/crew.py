@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Container, Sized
+from time import monotonic
 from typing import Any, Final, Protocol
 
 from hybriddist.cluster import replace_worker
@@ -23,7 +24,9 @@ from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.process import Process
 
 _TAKE_SECONDS: Final = 0.02
-"""For a worker that is said to be free: the pool may be on another process."""
+_ANSWERS: Final = 10
+"""How long to wait for a worker that is said to be free, if somebody was faster: so many seconds, and as many times as
+long as the pool's process, which may be far away or busy, took to say so."""
 
 _POOL_SECONDS: Final = 0.1
 """How long a map without any worker waits for the pool before it looks at what else there is."""
@@ -121,8 +124,11 @@ class PoolCrew(Crew):
         """
         found: list[int] = []
         wanted = most if left is None else min(most, max(1, left))
-        while len(found) < wanted and self._pool.isready():
-            pid = self._take(_TAKE_SECONDS)
+        while len(found) < wanted:
+            asked = monotonic()
+            if not self._pool.isready():
+                break
+            pid = self._take(_TAKE_SECONDS + _ANSWERS * (monotonic() - asked))
             if pid is None:
                 break  # somebody was faster
             if pid in known or pid in found:  # the pool gives one several times: pid 1, where there are no workers

@@ -117,6 +117,28 @@ def test_a_proxy_means_the_same_members(workers: list[int]) -> None:
     assert free(pool) == workers[1:3]
 
 
+def test_a_pool_that_is_far_away_is_waited_for(workers: list[int]) -> None:
+    """Its process takes longer to answer than a free worker is worth waiting for."""
+    round_trip = 0.05
+
+    class FarPool(hd.WorkerPool):
+        def isready(self) -> bool:
+            time.sleep(round_trip)
+            return super().isready()
+
+        def take(self, timeout: float | None = None) -> int:
+            if timeout is not None and timeout < round_trip:
+                time.sleep(timeout)
+                raise TimeoutError
+            time.sleep(round_trip)
+            return super().take(timeout)
+
+    def inner() -> Any:
+        return hd.pmap(who, FarPool(workers[1:3]), range(50))
+
+    assert hd.remotecall_fetch(inner, workers[0])[0] in workers[1:3]
+
+
 def test_maps_inside_maps_on_a_small_pool_end(workers: list[int]) -> None:
     """The outer one has all members: the inner ones work where they are."""
     pool = hd.WorkerPool(workers[:2])
