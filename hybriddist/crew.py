@@ -1,17 +1,19 @@
-"""Who works for a map: all workers of the cluster, or those that a pool gives.
+"""Who works for a map: all workers of the cluster, those of them that no other map has, or those that a pool gives.
 
 A map asks again and again, so that workers which come while it runs join in. Those of a pool are taken when there is
 something to do, and put back when there is nothing left: several maps and calls may share a pool. A map that runs on a
-worker and gets nobody works itself, with the CPU that it would only wait with: so maps inside maps cannot deadlock,
-however small their pool is.
+worker works itself too, with the CPU that it would only wait with (on a pool's map: if it gets nobody). So maps inside
+maps cannot deadlock, and however deep they are, a worker computes for one of them at a time.
 
 What this module does not know: what is to be done.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Container, Sized
+from collections.abc import Callable, Container, Iterable, Sequence, Sized
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -21,6 +23,7 @@ from hybriddist.ids import DRIVER
 from hybriddist.placing import Placing
 from hybriddist.pools import AbstractWorkerPool
 from hybriddist.runtime.completion import Completion
+from hybriddist.runtime.current import current
 from hybriddist.runtime.process import Process
 
 _TAKE_SECONDS: Final = 0.02
@@ -37,7 +40,7 @@ class Known(Container[int], Sized, Protocol):
 
 
 class Crew:
-    """All workers of the cluster.
+    """All workers of the cluster, but for those that work for maps on workers, unless there are no others.
 
     Args:
         process: this process.
@@ -48,6 +51,8 @@ class Crew:
         self._placing = Placing(process)
         self._replacements = 0
         """How many are on their way."""
+        self._engaged: set[int] = set()
+        """Whom other maps are told of, or a pool misses."""
 
     def newcomers(self, known: Known, left: int | None, most: float) -> list[int]:
         """Workers that are not known yet.
@@ -60,14 +65,36 @@ class Crew:
         Raises:
             ProcessExitedException: nobody is left.
         """
+        unknown = self._unknown(known)
+        busy = self._process.engagements.engaged_by_others(self._process.pid)
+        found = [pid for pid in unknown if pid not in busy]
+        if not found and not len(known):
+            found = unknown
+        wanted = most if left is None else min(most, max(1, left))
+        found = found[: None if wanted == math.inf else int(wanted)]
+        self._engage(found)
+        return found
+
+    def _engage(self, pids: Iterable[int]) -> None:
+        """The other maps are to know whom this one has."""
+        new = [pid for pid in pids if pid not in self._engaged]
+        if new:
+            self._engaged.update(new)
+            self._tell(engage, new)
+
+    def _tell(self, function: Callable[[int, Sequence[int]], None], pids: Sequence[int]) -> None:
+        """Have it done by the driver, at once: the next map of this process asks who is idle."""
+        with suppress(ProcessExitedException):  # the driver is gone, and all ends
+            self._process.fetch_call(function, DRIVER, (self._process.pid, pids), {})
+
+    def _unknown(self, known: Known) -> list[int]:
         membership, own = self._process.membership, self._process.pid
         pids = membership.workers()
         if pids == [DRIVER]:
             if self._replacements:
                 return []
             raise ProcessExitedException(0, "all workers are gone while a map was running")
-        new = [pid for pid in pids if pid not in known and (pid == own or membership.may_connect(own, pid))]
-        return new if most >= len(new) else new[: int(most)]
+        return [pid for pid in pids if pid not in known and (pid == own or membership.may_connect(own, pid))]
 
     def function_on(self, pid: int, f: Callable[..., Any]) -> tuple[Callable[..., Any], Any]:
         """What is to be called on a worker, and what is to be kept until it has ended.
@@ -77,8 +104,16 @@ class Crew:
         """
         return self._placing.function_on(pid, f)
 
-    def dismiss(self, pid: int) -> None:
-        """There is nothing more for this worker."""
+    def dismiss(self, pids: Iterable[int]) -> None:
+        """There is nothing more for these workers."""
+        engaged = list(self._engaged.intersection(pids))
+        if engaged:
+            self._engaged.difference_update(engaged)
+            self._tell(release, engaged)
+
+    def disband(self) -> None:
+        """Dismiss all."""
+        self.dismiss(list(self._engaged))
 
     def replace(self, pid: int, unit: Completion) -> None:
         """End a worker that does not react, unless it does before that, and start another one like it.
@@ -104,6 +139,39 @@ class Crew:
         """A new worker has come in place of another."""
 
 
+class IdleCrew(Crew):
+    """The workers that no map has, and this process: for a map that runs on a worker."""
+
+    def newcomers(self, known: Known, left: int | None, most: float) -> list[int]:
+        """See `Crew.newcomers`. The driver says who is idle."""
+        own = self._process.pid
+        unknown = self._unknown(known)
+        found = [own] if own in unknown else []
+        others = [pid for pid in unknown if pid != own]
+        wanted = (most if left is None else min(most, max(1, left))) - len(found)
+        if others and wanted > 0:
+            idle = self._process.fetch_call(engage_idle, DRIVER, (own, others, wanted), {})
+            self._engaged.update(idle)
+            found += idle
+        return found
+
+
+def engage(holder: int, pids: Sequence[int]) -> None:
+    """On the driver: see `Engagements.engage`."""
+    current().engagements.engage(holder, pids)
+
+
+def engage_idle(holder: int, pids: Sequence[int], most: float) -> list[int]:
+    """On the driver: see `Engagements.engage_idle`."""
+    process = current()
+    return process.engagements.engage_idle(holder, pids, most, process.membership.procs())
+
+
+def release(holder: int, pids: Sequence[int]) -> None:
+    """On the driver: see `Engagements.release`."""
+    current().engagements.release(holder, pids)
+
+
 class PoolCrew(Crew):
     """The workers of a pool.
 
@@ -114,7 +182,6 @@ class PoolCrew(Crew):
     def __init__(self, process: Process, pool: AbstractWorkerPool) -> None:
         super().__init__(process)
         self._pool = pool
-        self._taken: set[int] = set()
 
     def newcomers(self, known: Known, left: int | None, most: float) -> list[int]:
         """See `Crew.newcomers`. Takes them from the pool.
@@ -153,19 +220,20 @@ class PoolCrew(Crew):
             if self._replacements:  # the last member is gone, and another is on its way
                 return None
             raise
-        self._taken.add(pid)
+        self._engage((pid,))
         return pid
 
     def function_on(self, pid: int, f: Callable[..., Any]) -> tuple[Callable[..., Any], Any]:
-        if pid in self._taken:
+        if pid in self._engaged:
             there, kept = self._pool.function_on(pid, f)
             if there is not f:
                 return there, kept
         return super().function_on(pid, f)
 
-    def dismiss(self, pid: int) -> None:
-        if pid in self._taken:
-            self._taken.remove(pid)
+    def dismiss(self, pids: Iterable[int]) -> None:
+        taken = self._engaged.intersection(pids)
+        super().dismiss(taken)
+        for pid in taken:
             self._pool.put(pid)
 
     def _join(self, pid: int) -> None:

@@ -5,7 +5,7 @@ microseconds that is most of the time. So there is a second thing under way behi
 
 * of single items as many as fit in 2 ms, and never a second one behind anything slower: a slow item holds back no
   other that a free worker could take;
-* of batches two, each made to take 20 ms.
+* of batches two, each made to take 20 ms; likewise only one, if an item takes longer than that, or nobody knows yet.
 
 What an item costs is what its worker says, or what it takes to send it, if that is more. Not the time from result to
 result: with many workers on few CPUs each waits for the others most of that time, and its window would stay small just
@@ -192,7 +192,7 @@ class Lane:
         self._pace = pace
         self._batches = batches
         self.under_way: deque[Unit] = deque()
-        self.window = _BATCHES if batches else 1
+        self.window = 1
         """How many units may be under way."""
         self.size = 1
         """How many items a unit may have."""
@@ -232,11 +232,12 @@ class Lane:
             self.window = max(1, min(_MOST_AHEAD, most, int(_AHEAD_SECONDS / seconds)))
 
     def enlarge(self) -> None:
-        """Set the size of the next batch to what takes `_BATCH_SECONDS`, likewise."""
+        """Set the size of the next batch to what takes `_BATCH_SECONDS`, likewise, and how many there may be."""
         seconds = self._item_seconds()
         if seconds is not None:
             most = max(self.size * 4, self._pace.ended // _EVIDENCE)
             self.size = max(1, min(_MOST_IN_BATCH, most, int(_BATCH_SECONDS / seconds)))
+            self.window = _BATCHES if seconds < _BATCH_SECONDS else 1
 
     def _item_seconds(self) -> float | None:
         """What an item cost since the last look; None: nothing is known."""

@@ -52,7 +52,6 @@ _VALUE: Final = int(Outcome.VALUE)
 _NOT_SENT: Final = -2
 """Outcome of an item that cannot be pickled; the content is the exception."""
 
-
 _Part = tuple[Sequence[int], Sequence[Any]]
 """Items for one unit: their indices, and their arguments."""
 
@@ -114,8 +113,7 @@ class Mapping:
             self._cancel()
             raise
         finally:
-            for pid in self._lanes:
-                self._crew.dismiss(pid)
+            self._crew.disband()
 
     def is_starving(self) -> bool:
         """Whether some worker has nothing to do, only because nothing more may be read."""
@@ -205,6 +203,8 @@ class Mapping:
                     if not lane.under_way:
                         self._retire(pid)
                 elif not self._fill(pid, lane):
+                    if self._supply.is_empty():
+                        self._retire(*[pid for pid in self._hungry if not self._lanes[pid].under_way])
                     return
             self._hungry.pop(pid, None)
 
@@ -301,11 +301,12 @@ class Mapping:
         unit.complete(_NOT_SENT, error)
         return True
 
-    def _retire(self, pid: int) -> None:
-        """A worker that is gone or has nothing to do: should it be needed again, it is a newcomer."""
-        del self._lanes[pid]
-        self._hungry.pop(pid, None)
-        self._crew.dismiss(pid)
+    def _retire(self, *pids: int) -> None:
+        """Workers that are gone or have nothing to do: should they be needed again, they are newcomers."""
+        for pid in pids:
+            del self._lanes[pid]
+            self._hungry.pop(pid, None)
+        self._crew.dismiss(pids)
 
     # ---- handling ---------------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ import numbers
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Final, Literal
 
-from hybriddist.crew import Crew, PoolCrew
-from hybriddist.ids import as_whole
+from hybriddist.crew import Crew, IdleCrew, PoolCrew
+from hybriddist.ids import DRIVER, as_whole
 from hybriddist.loop_guard import refuse_on_loop
 from hybriddist.mapping import Mapping
 from hybriddist.maps_here import ThreadedMap, iterate_here
@@ -304,5 +304,8 @@ class _Task(Record):
         return self.batch_size != 0 or len(self.iterators) > 1 or not self.distributed
 
     def mapping(self, process: Process, outcomes: Outcomes, supply: Supply) -> Mapping:
-        crew = Crew(process) if self.pool is None else PoolCrew(process, self.pool)
+        if self.pool is not None:
+            crew: Crew = PoolCrew(process, self.pool)
+        else:
+            crew = Crew(process) if process.pid == DRIVER else IdleCrew(process)
         return Mapping(process, self.f, supply, outcomes, crew, self.batch_size, self.item_timeout, self.has_tuples())

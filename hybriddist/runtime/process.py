@@ -28,6 +28,7 @@ from weakref import WeakSet
 from hybriddist import limits
 from hybriddist.core import captured as captured_module
 from hybriddist.core.definitions import note_death
+from hybriddist.core.engagements import Engagements
 from hybriddist.core.exits import ExitReason
 from hybriddist.core.lease import end_lease
 from hybriddist.core.messages import Mode
@@ -134,6 +135,7 @@ class Process(Asking):
         Asking.__init__(self)
         self.turns = itertools.count()
         """Whose turn it is when any worker will do."""
+        self.engagements = Engagements()
         self.default_pool: Any = None
         """On the driver, once somebody has asked for it or set it."""
         self.alarm: SignalAlarm | None = None
