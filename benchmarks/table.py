@@ -26,7 +26,7 @@ def quantity(value: float, unit: str) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    bar = "–" if row.bar is None else f"≤ {row.bar:.2g}"
+    bar = "–" if row.bar is None else f"≤ {row.bar:.3g}"
     ours, theirs = quantity(row.ours, row.unit), quantity(row.theirs, row.unit)
     p99s = quantity(row.ours_p99, row.unit), quantity(row.theirs_p99, row.unit)
     ratio = f"{row.ratio:.2f}" + (" **missed**" if row.bar is not None and row.ratio > row.bar else "")
