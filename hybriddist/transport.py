@@ -103,6 +103,13 @@ class Transport(ABC):
         """
         return None
 
+    def trim(self) -> bool:
+        """Give memory of the node back that has not been used for a while; whether there is more to be looked after.
+
+        Callable from any thread, never blocks for long.
+        """
+        return False
+
     def settle(self, buffers: list[Buffer]) -> None:
         """Before `send`: let go of whatever the buffers in reserved memory belong to, by replacing them in the list.
 

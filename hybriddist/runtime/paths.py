@@ -45,10 +45,16 @@ class Paths:
 
     Args:
         spawn: runs a function on a thread of its own; None: nobody is warned of shared memory that gets full.
+        taken: called whenever a connection takes shared memory. It must not block.
     """
 
-    def __init__(self, spawn: Callable[[Callable[[], None], str], object] | None = None) -> None:
+    def __init__(
+        self,
+        spawn: Callable[[Callable[[], None], str], object] | None = None,
+        taken: Callable[[], None] | None = None,
+    ) -> None:
         self._spawn = spawn
+        self._taken = taken
         self._memory = RecycledMemory()
         self._budget: Budget | None = None
         self._budget_lock = allocate_lock()  # several connections are made at once, and share one
@@ -187,7 +193,7 @@ class Paths:
 
         with self._budget_lock:
             if self._budget is None:
-                self._budget = Budget(warn=self._tell_of_no_room)
+                self._budget = Budget(warn=self._tell_of_no_room, taken=self._taken)
             return self._budget
 
     def _tell_of_no_room(self, error: SharedMemoryFull) -> None:

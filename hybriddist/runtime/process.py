@@ -57,6 +57,7 @@ from hybriddist.runtime.reserving import reserve
 from hybriddist.runtime.roster import Roster
 from hybriddist.runtime.signals import leave_to_main_thread
 from hybriddist.runtime.store import Store
+from hybriddist.runtime.trimming import Trimming
 from hybriddist.runtime.waiting import wait_for_any, wait_here, wait_ready
 from hybriddist.runtime.worker_channel import WorkerChannel
 from hybriddist.settings import Settings
@@ -116,7 +117,8 @@ class Process(Asking):
         self.receiver = Receiver(self)
         self.spin_policy = SpinPolicy(usable_cpu_count())
         self.store = Store(self.spawn)
-        self.paths = Paths(self.spawn)
+        self.trimming = Trimming(self)
+        self.paths = Paths(self.spawn, self.trimming.begin)
         self.references = References(self)
         self.blocks = Blocks(self)
         self.channels = ChannelRequests(self)
@@ -269,6 +271,7 @@ class Process(Asking):
     def housekeep(self) -> None:
         """Small chores, done by whoever has just received."""
         self.references.flush()
+        self.trimming.look()
 
     def spawn(self, target: Callable[[], None], name: str) -> threading.Thread:
         """Run something on a thread of its own, for this process.

@@ -19,7 +19,6 @@ from __future__ import annotations
 import sys
 import threading
 from _thread import allocate_lock
-from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -112,7 +111,7 @@ class Receiver:
     def _step(self) -> None:
         """Wait once for something and handle it; the caller is the one that polls."""
         process, executor = self._process, self._executor
-        timeout = _tick(process.watched_peers)
+        timeout = _tick(process)
         self._ticking = False  # before the look: who leaves a peer unattended after it sees this, and wakes us
         if self._unattended or self.batches or executor.wants_threads():
             self._ticking = True
@@ -176,7 +175,7 @@ class Receiver:
     def _rest(self) -> None:
         """Block until something is ready. The standby needs no clock meanwhile."""
         process = self._process
-        timeout = _tick(process.watched_peers)
+        timeout = _tick(process)
         with self._role:
             if self._closed or self._executor.queue:  # the standby may have queued calls before it handed back
                 return
@@ -380,11 +379,11 @@ _RETRY_EVERY = 16
 _LONG_FACTOR = 4
 
 
-def _tick(peers: Sequence[Peer]) -> float | None:
-    """Send due heartbeats and notice silence; seconds until this has to be called again, None for never."""
-    soonest: float | None = None
+def _tick(process: Process) -> float | None:
+    """Send due heartbeats and notice silence; seconds until this or a chore is due again, None for never."""
+    soonest = process.trimming.seconds()
     now = monotonic()
-    for peer in peers:
+    for peer in process.watched_peers:
         try:
             for head, buffers in peer.protocol.tick(now):
                 peer.send_frame(head, buffers)

@@ -22,7 +22,7 @@ has attached. So whichever side survives knows every name that may still exist, 
 at once can one stay, and `segment.sweep` mends that.
 
 Giving back. A segment without a slot in use goes when it has been idle for `IDLE_SECONDS`, or when its bytes are needed
-for another size; this is looked at when a buffer is sent. The receiver learns of it by ``retirements``.
+for another size; this is looked at when a buffer is sent, and by `trim`. The receiver learns of it by ``retirements``.
 """
 
 from __future__ import annotations
@@ -180,6 +180,13 @@ class Arena:
             if slab is not None:
                 slab.states[token & 0xFFFFFF] = FREE
 
+    def trim(self) -> tuple[bool, bool]:
+        """Give idle segments back: whether there were any, and whether others are left. Callable from any thread."""
+        with self._lock:
+            held = len(self._slabs)
+            self._retire_idle(monotonic())
+            return len(self._slabs) < held, bool(self._slabs)
+
     def awaits_receiver(self) -> bool:
         """Whether buffers lie in segments that the receiver has not attached yet, so that their names exist."""
         with self._lock:
@@ -202,8 +209,7 @@ class Arena:
         now = monotonic()
         if now >= self._next_look:
             self._next_look = now + IDLE_SECONDS / 4
-            while self._retire_oldest(before=now - IDLE_SECONDS):
-                pass
+            self._retire_idle(now)
         last_length, taken = self._last
         # Question and answer: the slot of the last question is free again, and still in the processor's cache.
         if last_length != length or taken is None or taken[0].states[taken[1]] != FREE:
@@ -286,6 +292,10 @@ class Arena:
         except SharedMemoryFull as error:
             self._budget.tell(error)
             return None
+
+    def _retire_idle(self, now: float) -> None:
+        while self._retire_oldest(before=now - IDLE_SECONDS):
+            pass
 
     def _retire_oldest(self, before: float = float("inf")) -> bool:
         """Give back the segment without a slot in use that was used least lately; False if there is none."""

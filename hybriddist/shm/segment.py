@@ -141,13 +141,20 @@ class Budget:
         limit_bytes: default: a share (`limits.ARENA_BYTES_SHARE`) of the shared-memory file system.
         warn: called once, when a buffer finds no room: in the file system, or in the budget because that file system
             is small. It must not block: whoever sends calls it, with the connection's lock.
+        taken: called whenever something is taken; likewise.
     """
 
-    def __init__(self, limit_bytes: int | None = None, warn: Callable[[SharedMemoryFull], None] | None = None) -> None:
+    def __init__(
+        self,
+        limit_bytes: int | None = None,
+        warn: Callable[[SharedMemoryFull], None] | None = None,
+        taken: Callable[[], None] | None = None,
+    ) -> None:
         self.limit_bytes = int(capacity()[0] * limits.ARENA_BYTES_SHARE) if limit_bytes is None else limit_bytes
         self.taken_bytes = 0
         self._warnings = [] if warn is None else [warn]
         """What is still to be called: taken out by whoever is first, since `pop` is atomic."""
+        self._taken = taken
         self._lock = Lock()
 
     def take(self, count: int) -> bool:
@@ -156,7 +163,9 @@ class Budget:
             fits = self.taken_bytes + count <= self.limit_bytes
             if fits:
                 self.taken_bytes += count
-            return fits
+        if fits and self._taken is not None:
+            self._taken()
+        return fits
 
     def give(self, count: int) -> None:
         """Give ``count`` taken bytes back."""

@@ -249,6 +249,15 @@ class ShmTransport(Transport):
         """See `Transport.forking`."""
         self._arena.reserved.distrust()
 
+    def trim(self) -> bool:
+        """See `Transport.trim`."""
+        if self._over or self._ospid != getpid():
+            return False
+        given, left = self._arena.trim()
+        if given:
+            self._doorbell.ring()  # the peer, who has mapped it too, looks what it can unmap before it waits again
+        return left
+
     # ---- the receiving side -----------------------------------------------------------------------------------------
 
     def receive(self) -> list[Frame]:

@@ -33,10 +33,10 @@ def has_mapped(*inodes: str) -> bool:
         return any(line.split()[4] in inodes for line in maps)
 
 
-def mapped_sizes() -> list[int]:
-    """The bytes of each mapping of the library's shared memory."""
+def mapped_sizes(ospid: int | str = "self") -> list[int]:
+    """The bytes of each mapping of the library's shared memory that a process has."""
     sizes = []
-    with open(MAPS) as maps:
+    with open(f"/proc/{ospid}/maps") as maps:
         for line in maps:
             if OURS in line:
                 start, end = line.split()[0].split("-")
