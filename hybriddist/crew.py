@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from hybriddist.cluster import replace_worker
+from hybriddist.core.engagements import Key
 from hybriddist.errors import ClusterError, HybridDistError, ProcessExitedException
 from hybriddist.ids import DRIVER
 from hybriddist.placing import Placing
@@ -51,6 +52,7 @@ class Crew:
         self._placing = Placing(process)
         self._replacements = 0
         """How many are on their way."""
+        self._key = process.pid, next(process.engagements.numbers)
         self._engaged: set[int] = set()
         """Whom other maps are told of, or a pool misses."""
 
@@ -82,10 +84,10 @@ class Crew:
             self._engaged.update(new)
             self._tell(engage, new)
 
-    def _tell(self, function: Callable[[int, Sequence[int]], None], pids: Sequence[int]) -> None:
+    def _tell(self, function: Callable[..., None], *args: Any) -> None:
         """Have it done by the driver, at once: the next map of this process asks who is idle."""
         with suppress(ProcessExitedException):  # the driver is gone, and all ends
-            self._process.fetch_call(function, DRIVER, (self._process.pid, pids), {})
+            self._process.fetch_call(function, DRIVER, (self._key, *args), {})
 
     def _unknown(self, known: Known) -> list[int]:
         membership, own = self._process.membership, self._process.pid
@@ -112,8 +114,15 @@ class Crew:
             self._tell(release, engaged)
 
     def disband(self) -> None:
-        """Dismiss all."""
-        self.dismiss(list(self._engaged))
+        """Dismiss all. What an interrupt interrupts is done later, on another thread."""
+        try:
+            self._end()
+        except BaseException:
+            self._process.spawn(self._end, "hybriddist-crew")
+            raise
+
+    def _end(self) -> None:
+        self._tell(end)  # whatever we know of whom we have: an interrupt may have kept us from hearing it
 
     def replace(self, pid: int, unit: Completion) -> None:
         """End a worker that does not react, unless it does before that, and start another one like it.
@@ -150,26 +159,31 @@ class IdleCrew(Crew):
         others = [pid for pid in unknown if pid != own]
         wanted = (most if left is None else min(most, max(1, left))) - len(found)
         if others and wanted > 0:
-            idle = self._process.fetch_call(engage_idle, DRIVER, (own, others, wanted), {})
+            idle = self._process.fetch_call(engage_idle, DRIVER, (self._key, others, wanted), {})
             self._engaged.update(idle)
             found += idle
         return found
 
 
-def engage(holder: int, pids: Sequence[int]) -> None:
+def engage(key: Key, pids: Sequence[int]) -> None:
     """On the driver: see `Engagements.engage`."""
-    current().engagements.engage(holder, pids)
+    current().engagements.engage(key, pids)
 
 
-def engage_idle(holder: int, pids: Sequence[int], most: float) -> list[int]:
+def engage_idle(key: Key, pids: Sequence[int], most: float) -> list[int]:
     """On the driver: see `Engagements.engage_idle`."""
     process = current()
-    return process.engagements.engage_idle(holder, pids, most, process.membership.procs())
+    return process.engagements.engage_idle(key, pids, most, process.membership.procs())
 
 
-def release(holder: int, pids: Sequence[int]) -> None:
+def release(key: Key, pids: Sequence[int]) -> None:
     """On the driver: see `Engagements.release`."""
-    current().engagements.release(holder, pids)
+    current().engagements.release(key, pids)
+
+
+def end(key: Key) -> None:
+    """On the driver: see `Engagements.end`."""
+    current().engagements.end(key)
 
 
 class PoolCrew(Crew):
@@ -235,6 +249,11 @@ class PoolCrew(Crew):
         super().dismiss(taken)
         for pid in taken:
             self._pool.put(pid)
+
+    def _end(self) -> None:
+        while self._engaged:
+            self._pool.put(self._engaged.pop())
+        super()._end()
 
     def _join(self, pid: int) -> None:
         self._pool.push(pid)

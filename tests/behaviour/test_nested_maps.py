@@ -129,12 +129,21 @@ def be_interrupted(_: int) -> None:
     hd.pmap(time.sleep, [60] * 4)
 
 
+def be_interrupted_twice(_: int) -> None:
+    def interrupt() -> None:
+        for _ in range(2):
+            hd.remotecall_fetch(hd.interrupt, 1, hd.myid())
+
+    threading.Timer(0.2, interrupt).start()
+    hd.pmap(time.sleep, [60] * 4)
+
+
 def be_killed(_: int) -> None:
     threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
     hd.pmap(time.sleep, [60] * 4)
 
 
-@pytest.mark.parametrize("end", [end_with_an_error, be_interrupted, be_killed])
+@pytest.mark.parametrize("end", [end_with_an_error, be_interrupted, be_interrupted_twice, be_killed])
 def test_however_it_ends_nobody_stays_engaged(end: Callable[[int], None], workers: list[int]) -> None:
     def inner() -> None:
         hd.pmap(end, range(4)) if end is end_with_an_error else end(0)

@@ -1,53 +1,62 @@
-"""The book of who works for maps, against a plain list of what was said."""
+"""The book of who works for maps, against a plain set of what was said."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hybriddist.core.engagements import Engagements
+from hybriddist.core.engagements import Engagements, Key
 
-HOLDERS = st.integers(1, 4)
+PROCESSES = st.integers(1, 4)
+MAPS = st.tuples(PROCESSES, st.integers(0, 2))
 WORKERS = st.lists(st.integers(2, 6), unique=True)
+COUNTS = st.one_of(st.integers(0, 3), st.just(float("inf")))
 
 
 class Book(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.book = Engagements()
-        self.said: Counter[tuple[int, int]] = Counter()
+        self.said: set[tuple[Key, int]] = set()
 
-    @rule(holder=HOLDERS, pids=WORKERS)
-    def engage(self, holder: int, pids: list[int]) -> None:
-        self.book.engage(holder, pids)
-        self.said.update((holder, pid) for pid in pids)
+    @rule(key=MAPS, pids=WORKERS)
+    def engage(self, key: Key, pids: list[int]) -> None:
+        self.book.engage(key, pids)
+        self.said.update((key, pid) for pid in pids)
 
-    @rule(holder=HOLDERS, pids=WORKERS, most=st.one_of(st.integers(0, 3), st.just(float("inf"))), gone=HOLDERS)
-    def engage_idle(self, holder: int, pids: list[int], most: float, gone: int) -> None:
-        living = {1, 2, 3, 4, holder} - ({gone} - {holder})
-        self.said = Counter({key: count for key, count in self.said.items() if key[0] in living})
-        idle = [pid for pid in pids if not any(self.said[other, pid] for other in living)]
+    @rule(key=MAPS, pids=WORKERS, most=COUNTS, gone=PROCESSES)
+    def engage_idle(self, key: Key, pids: list[int], most: float, gone: int) -> None:
+        living = {1, 2, 3, 4} - {gone} | {key[0]}
+        self.said = {(other, pid) for other, pid in self.said if other[0] in living}
+        engaged = {pid for _, pid in self.said}
+        idle = [pid for pid in pids if pid not in engaged]
         expected = idle[: None if most == float("inf") else int(most)]
-        assert self.book.engage_idle(holder, pids, most, living) == expected
-        self.said.update((holder, pid) for pid in expected)
+        assert self.book.engage_idle(key, pids, most, living) == expected
+        self.said.update((key, pid) for pid in expected)
 
-    @rule(holder=HOLDERS, pids=WORKERS)
-    def release(self, holder: int, pids: list[int]) -> None:
-        self.book.release(holder, pids)
-        for pid in pids:
-            self.said[holder, pid] = max(0, self.said[holder, pid] - 1)
+    @rule(key=MAPS, pids=WORKERS, times=st.integers(1, 2))
+    def release(self, key: Key, pids: list[int], times: int) -> None:
+        for _ in range(times):
+            self.book.release(key, pids)
+        self.said.difference_update((key, pid) for pid in pids)
+
+    @rule(key=MAPS, times=st.integers(1, 2))
+    def end(self, key: Key, times: int) -> None:
+        for _ in range(times):
+            self.book.end(key)
+        self.said = {(other, pid) for other, pid in self.said if other != key}
+        assert key not in self.book._workers
 
     @invariant()
     def it_knows_who_works_for_others(self) -> None:
-        for holder in range(1, 5):
-            expected = {pid for (other, pid), count in self.said.items() if count and other != holder}
-            assert self.book.engaged_by_others(holder) == expected
-
-    @invariant()
-    def it_keeps_nothing_of_what_is_over(self) -> None:
-        assert set(self.book._workers) == {holder for (holder, _), count in self.said.items() if count}
+        for process in range(1, 5):
+            expected = {pid for key, pid in self.said if key[0] != process}
+            assert self.book.engaged_by_others(process) == expected
 
 
 TestBook = Book.TestCase
+
+
+def test_numbers_are_given_once() -> None:
+    book = Engagements()
+    assert next(book.numbers) != next(book.numbers)
