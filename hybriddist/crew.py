@@ -2,8 +2,8 @@
 
 A map asks again and again, so that workers which come while it runs join in. Those of a pool are taken when there is
 something to do, and put back when there is nothing left: several maps and calls may share a pool. A map that runs on a
-worker works itself too, with the CPU that it would only wait with (on a pool's map: if it gets nobody). So maps inside
-maps cannot deadlock, and however deep they are, a worker computes for one of them at a time.
+worker works itself too, with the CPU that it would only wait with (on a pool's map: if it is a member of the pool, and
+gets nobody). So maps inside maps cannot deadlock, and however deep they are, a worker computes for one at a time.
 
 What this module does not know: what is to be done.
 """
@@ -68,7 +68,8 @@ class Crew:
             ProcessExitedException: nobody is left.
         """
         unknown = self._unknown(known)
-        busy = self._process.engagements.engaged_by_others(self._process.pid)
+        process = self._process
+        busy = process.engagements.engaged_by_others(process.pid, process.membership.procs())
         found = [pid for pid in unknown if pid not in busy]
         if not found and not len(known):
             found = unknown
@@ -218,7 +219,7 @@ class PoolCrew(Crew):
             found.append(pid)
         if not found and not len(known):
             own = self._process.pid
-            if own != DRIVER:
+            if own != DRIVER and self._pool.has_member(own):
                 return [own]  # not from the pool: nobody waits for it
             pid = self._take(_POOL_SECONDS)
             if pid is not None:

@@ -134,6 +134,8 @@ def _run(
         raise TypeError(f"distributed needs a range, a sequence or an array to split, not {type(items).__name__}")
     if reduce is not None and not callable(reduce):
         raise TypeError(f"reduce must be a function of two values, not {type(reduce).__name__}")
+    if reduce is None and init is not _MISSING:
+        raise TypeError("init is what reduce begins with: give a reduce= as well")
     if schedule not in ("static", "dynamic"):
         raise ValueError(f'schedule must be "static" or "dynamic", not {schedule!r}')
     if procs is not None and pool is not None:

@@ -167,7 +167,11 @@ def try_again(
     if check is None:
         return state, True
     answer = check(state, original)
-    return answer if isinstance(answer, tuple) else (state, answer)
+    if not isinstance(answer, tuple):
+        return state, answer
+    if len(answer) != 2:
+        raise TypeError(f"the check must return whether to try again, or (state, that), not a tuple of {len(answer)}")
+    return answer
 
 
 def _set_index(error: BaseException, index: int) -> None:

@@ -87,6 +87,13 @@ class AbstractWorkerPool(ABC):
         """A pool is true, also while it has no members."""
         return True
 
+    def has_member(self, pid: int) -> bool:
+        """Whether a process is a member. A pool of your own that does not say so has all.
+
+        A map on a worker of the pool works there itself while nobody in the pool is free; elsewhere it waits.
+        """
+        return True
+
     def function_on(self, pid: int, f: Callable[..., Any]) -> tuple[Callable[..., Any], Any]:
         """What a call is to send to worker ``pid`` in the place of ``f``, and an object to keep until it has ended.
 
@@ -226,6 +233,14 @@ class WorkerPool(AbstractWorkerPool):
     def _source(self) -> Any:
         """What has the operations of channels."""
         return self._handle if self._channel is None else self._channel
+
+    def has_member(self, pid: int) -> bool:
+        """Whether a living process is a member.
+
+        Raises:
+            ProcessExitedException: the pool's process is gone.
+        """
+        return pid in self._members()
 
     def _members(self) -> list[int]:
         members: list[int] = self._ask(_members_here) if self._channel is None else self._channel.members()

@@ -1,8 +1,9 @@
 """What an object that may change is made of, in a form that can be compared later.
 
 Each reader gives a tuple of the object's parts, which are compared by identity, or something that is compared by
-equality. A reader runs no code of the object but `__hash__`. What this module does not know: which objects are worth
-it, and why they are compared (`core/snapshots.py`).
+equality. A reader runs no code of the object but `__hash__`. An object is not kept alive by what is remembered of it,
+if its type allows that: a channel that was a global goes when its user lets go of it. What this module does
+not know: which objects are worth it, and why they are compared (`core/snapshots.py`).
 """
 
 from __future__ import annotations
@@ -11,13 +12,48 @@ import collections
 import operator
 import sys
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
 from hybriddist.core import books
 
+
+class Held(weakref.ref[Any]):
+    """An object that is not kept alive, and something that is remembered of it for as long as it lives."""
+
+    __slots__ = ("content",)
+
+    content: Any
+
+
+def _let_go(held: Any) -> None:
+    held.content = None
+
+
+def held(value: Any, content: Any = None) -> Any:
+    """``value``, not kept alive: a `Held`; of a type that does not allow that, ``value`` itself.
+
+    So is an array, of which only small ones are remembered: while somebody refers to it weakly, numpy refuses to resize
+    it in place.
+    """
+    if is_plain_array(value):
+        return value
+    try:
+        found = Held(value, _let_go)
+    except TypeError:
+        return value
+    found.content = content
+    return found
+
+
+def holds(held: Any, value: Any) -> bool:
+    """Whether it is this value that is held."""
+    return (held() if type(held) is Held else held) is value
+
+
 Content = tuple[Callable[[Any], Any], Any, Any]
-"""A reader, an object, and what was read of it."""
+"""A reader, an object, and what was read of it; or a reader, a `Held`, and None."""
 
 SEQUENCES: Final = frozenset({list, set, collections.deque})
 """Types whose content is their items."""
@@ -41,6 +77,9 @@ OF_ANY_CLASS: Final = frozenset(
 
 def is_unchanged(entry: Content) -> bool:
     read, value, before = entry
+    if type(value) is Held:
+        before = value.content
+        value = value()
     try:
         now = read(value)
         if type(before) is tuple:  # by identity: 1, 1.0 and True are equal

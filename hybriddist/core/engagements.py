@@ -45,8 +45,7 @@ class Engagements:
             living: the processes that there are; what others had is let go.
         """
         with self._lock:
-            for gone in [other for other in self._workers if other[0] not in living]:
-                del self._workers[gone]
+            self._drop_gone(living)
             found: list[int] = []
             for pid in pids:
                 if len(found) < most and not any(pid in workers for workers in self._workers.values()):
@@ -64,7 +63,12 @@ class Engagements:
         with self._lock:
             self._workers.pop(key, None)
 
-    def engaged_by_others(self, pid: int) -> set[int]:
-        """The workers that maps of other processes have."""
+    def engaged_by_others(self, pid: int, living: Container[int]) -> set[int]:
+        """The workers that maps of other processes have; what those had that are gone is let go."""
         with self._lock:
+            self._drop_gone(living)
             return {worker for key, workers in self._workers.items() if key[0] != pid for worker in workers}
+
+    def _drop_gone(self, living: Container[int]) -> None:
+        for gone in [key for key in self._workers if key[0] not in living]:
+            del self._workers[gone]

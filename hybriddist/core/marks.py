@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Final
 
+from hybriddist.core import contents
 from hybriddist.core.books import Mark, scalar_or_address
 from hybriddist.core.snapshots import Snapshot
 
@@ -28,13 +29,13 @@ class ValueMark:
         if self._key is None:
             self._snapshot = Snapshot.of_value(value, is_attribute=is_attribute)
             if self._snapshot is not None:
-                self._value = value
+                self._value = contents.held(value)
 
     def matches(self, value: Any) -> bool:
         """Whether it is the same value, and certainly has the same content."""
         if self._key is not None:
             return bool(scalar_or_address(value) == self._key)
-        return self._snapshot is not None and self._value is value and self._snapshot.is_current(value)
+        return self._snapshot is not None and contents.holds(self._value, value) and self._snapshot.is_current(value)
 
 
 attribute_mark: Final[Callable[[Any], Mark]] = functools.partial(ValueMark, is_attribute=True)

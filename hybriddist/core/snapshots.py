@@ -44,6 +44,9 @@ _MISSING: Final = object()
 _ITSELF: Final = object()
 """Stands for the function of the snapshot, which must not be kept alive by it."""
 
+_CODE: Final = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, int, str)
+"""Globals that are kept: nearly all. To ask what is not kept takes longer."""
+
 _ATOMS: Final = frozenset(
     {int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented), range}
 )
@@ -54,10 +57,12 @@ class Snapshot:
 
     Holding them keeps their addresses from being used again, which makes comparing by identity safe. The function
     itself is not held (but for functions that call each other through their closures: these stay until the cache
-    drops them).
+    drops them). Nor are globals that hold data, and their contents: the program may want their memory back.
     """
 
-    __slots__ = ("_by_pickling", "_changes", "_contents", "_functions", "_items", "_ledger", "_numbers", "_sizes")
+    __slots__ = (
+        "_by_pickling", "_changes", "_contents", "_functions", "_held_items", "_items", "_ledger", "_numbers", "_sizes",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._contents: list[contents.Content] = []
@@ -67,6 +72,8 @@ class Snapshot:
         """(function, code, defaults, keyword defaults, contents of the closure's cells)"""
         self._items: list[tuple[Mapping[str, Any], str, Any]] = []
         """(namespace, name, value)"""
+        self._held_items: list[tuple[Mapping[str, Any], str, Any]] = []
+        """Likewise, with values that are not kept alive."""
         self._sizes: list[tuple[Mapping[str, Any], int]] = []
         """Of dicts that count as a whole."""
         self._ledger: mainspace.Ledger | None = None
@@ -109,7 +116,7 @@ class Snapshot:
         after = Snapshot.take(function, by_code=by_code)
         rest = Snapshot()
         rest._functions, rest._items, rest._sizes = self._functions, self._items, self._sizes
-        rest._contents = self._contents
+        rest._contents, rest._held_items = self._contents, self._held_items
         return after if rest.is_current(function) else None
 
     def is_current(self, function: Any) -> bool:
@@ -132,6 +139,9 @@ class Snapshot:
                     return False
         for namespace, name, value in self._items:
             if namespace.get(name, _MISSING) is not (function if value is _ITSELF else value):
+                return False
+        for namespace, name, value in self._held_items:
+            if not contents.holds(value, namespace.get(name, _MISSING)):
                 return False
         for mapping, size in self._sizes:
             if len(mapping) != size:
@@ -240,7 +250,8 @@ class _Taker:
 
     def _is_held(self, read: Callable[[Any], Any], value: Any) -> bool:
         content = read(value)
-        self._snapshot._contents.append((read, value, content))
+        entry = contents.held(value, content)
+        self._snapshot._contents.append((read, entry, content if entry is value else None))
         if type(content) is not tuple:
             return True
         self._elements += len(content)
@@ -317,7 +328,10 @@ class _Taker:
                     return False
                 if main:
                     self._note_number(name)
-            self._snapshot._items.append((namespace, name, self._held(value)))
+            if main and not isinstance(value, _CODE):
+                self._snapshot._held_items.append((namespace, name, contents.held(value)))
+            else:
+                self._snapshot._items.append((namespace, name, self._held(value)))
         return self.is_certain(function.__defaults__) and self._are_certain(function.__kwdefaults__ or {})
 
     def _note_number(self, key: str | type[Any]) -> None:

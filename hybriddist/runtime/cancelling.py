@@ -8,6 +8,9 @@
            ─► a coroutine, which no thread is at: its task is cancelled
            ─► none of these: it has ended
 
+The items of the maps of a process that is gone are cancelled likewise. Other calls of it go on: what they do may be
+meant to last.
+
 What this module does not know: how calls run (``running.py``), and how messages arrive (``handlers.py``).
 """
 
@@ -39,6 +42,23 @@ def drop_or_interrupt(peer: Peer, call_id: int) -> None:
             return
     if not peer.tasks.cancel(call_id):
         interrupt_errand(process, lambda errand: errand[0] is peer and errand[1] == call_id)
+
+
+def stop_maps_of(peer: Peer) -> None:
+    """A process is gone: nobody can take the results of what it has given out of its maps."""
+    if not peer.each:
+        return
+    for each in list(peer.each):
+        each.drop_all()
+    process = peer.process
+
+    def is_meant(errand: Errand) -> bool:
+        return errand[0] is peer and any(each.has(errand[1]) for each in list(peer.each))
+
+    errand = process.receiver.errand
+    if errand is not None and is_meant(errand):
+        process.guard.strike(lambda: process.receiver.errand is errand)
+    process.executor.interrupt_one(is_meant)
 
 
 def cancel_reference(process: Process, rrid: RRID) -> bool:

@@ -37,6 +37,7 @@ from hybriddist.errors import (
     TransportError,
 )
 from hybriddist.ids import DRIVER
+from hybriddist.runtime.cancelling import stop_maps_of
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.doorman import Doorman, Listener
 from hybriddist.runtime.inquiry import member
@@ -317,6 +318,7 @@ class Links:
     def over(self, peer: Peer) -> None:
         """A connection has ended, and why is as well known as it will ever be: tell everybody who waits."""
         peer.fail_pending(lambda: self.exit_error(peer.pid))
+        stop_maps_of(peer)
         buried = self._buried.pop(peer, None)
         if buried is not None:
             buried.complete(0, None)

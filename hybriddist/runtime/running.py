@@ -308,10 +308,18 @@ class Each:
         if next(self._ends) == self._call.id:
             self._peer.each.remove(self)
 
+    def has(self, call_id: int) -> bool:
+        """Whether this call is one of ours."""
+        return self._call.call_id <= call_id < self._call.call_id + self._call.id
+
     def drop(self, call_id: int) -> None:
         """Do not begin this call, if it is one of ours."""
-        if self._call.call_id <= call_id < self._call.call_id + self._call.id:
+        if self.has(call_id):
             self._dropped.add(call_id)
+
+    def drop_all(self) -> None:
+        """Begin no more."""
+        self._dropped.update(range(self._call.call_id, self._call.call_id + self._call.id))
 
     def call_if_wanted(self, number: int, args: tuple[Any, ...]) -> Any:  # exposed
         """Looks only now, when the errand is known: a cancel before this is seen here, a later one finds the errand."""

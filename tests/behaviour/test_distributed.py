@@ -253,6 +253,7 @@ def test_what_cannot_be_pickled(cluster: list[int]) -> None:
         (TypeError, lambda f: hd.distributed(f, {1: 2})),
         (TypeError, lambda f: hd.distributed(f, np.array(1))),
         (TypeError, lambda f: hd.distributed(f, [1], reduce=5)),  # type: ignore[call-overload]
+        (TypeError, lambda f: hd.distributed(f, [1], init=3)),  # type: ignore[call-overload]
         (TypeError, lambda f: hd.distributed(f, [1], procs=1)),  # type: ignore[call-overload]
         (TypeError, lambda f: hd.distributed(f, [1, 2], procs=[1, "2"])),  # type: ignore[list-item]
         (ValueError, lambda f: hd.distributed(f, [1], procs=[])),

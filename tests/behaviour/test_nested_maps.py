@@ -113,7 +113,7 @@ def test_an_outer_map_begins_even_if_all_work_for_a_map_of_a_worker(workers: lis
         return hd.pmap(lambda _: gate.fetch(), range(4))
 
     call = hd.remotecall(inner, workers[0])
-    poll_for(lambda: len(current().engagements.engaged_by_others(1)) == 3)
+    poll_for(lambda: len(current().engagements.engaged_by_others(1, hd.procs())) == 3)
     assert hd.pmap(abs, range(-5, 0)) == [5, 4, 3, 2, 1]
     gate.put("open")
     assert call.fetch() == ["open"] * 4
@@ -151,8 +151,7 @@ def test_however_it_ends_nobody_stays_engaged(end: Callable[[int], None], worker
     (pid,) = hd.addprocs(1) if end is be_killed else workers[:1]
     with pytest.raises((hd.RemoteException, hd.ProcessExitedException)):
         hd.remotecall_fetch(inner, pid)
-    if end is be_killed:  # what a process had that is gone is let go when the next map of a worker asks
-        hd.remotecall_fetch(lambda: hd.pmap(work, range(4)), workers[0])
+    assert {pid for pid, _, _ in hd.pmap(work, range(100))} >= set(workers)
     poll_for(nobody_is_engaged)
 
 
@@ -162,3 +161,52 @@ def test_maps_that_follow_each_other_work_on_all(workers: list[int]) -> None:
 
     (used,) = hd.pmap(outer, range(1))
     assert used == set(workers)
+
+
+def test_nobody_works_for_a_process_that_is_gone(workers: list[int]) -> None:
+    """Its maps were inside an item: what it has given out runs for nobody."""
+
+    def sleep_long(_: int) -> None:
+        began.put(hd.myid())
+        for _ in range(6000):
+            time.sleep(0.01)
+
+    def map_and_die() -> None:
+        threading.Thread(target=lambda: [began.take() for _ in range(5)] and os._exit(3)).start()
+        hd.pmap(sleep_long, range(10))
+
+    (pid,) = hd.addprocs(1)
+    began = hd.RemoteChannel(lambda: hd.Channel(10), workers[0])
+    with pytest.raises(hd.ProcessExitedException):
+        hd.remotecall_fetch(map_and_die, pid)
+    for worker in workers:  # a call that comes now gets the main thread
+        poll_for(lambda worker=worker: hd.remotecall_fetch(thread_name, worker) == "MainThread")
+
+
+def thread_name() -> str:
+    return threading.current_thread().name
+
+
+def test_a_map_stays_in_its_pool(workers: list[int]) -> None:
+    """Also while nobody in it is free, on a worker that is no member."""
+    pool = hd.WorkerPool(workers[1:3])
+    taken = [pool.take(), pool.take()]
+
+    def inner() -> set[int]:
+        return {pid for pid, _, _ in hd.pmap(work, pool, range(6))}
+
+    call = hd.remotecall(inner, workers[0])
+    member = hd.remotecall_fetch(inner, workers[1])  # it would wait for itself
+    assert member == {workers[1]}
+    assert not call.isready()
+    for pid in taken:
+        pool.put(pid)
+    assert call.fetch() <= set(workers[1:3])
+
+
+def test_a_pool_whose_members_are_gone(workers: list[int]) -> None:
+    (pid,) = hd.addprocs(1)
+    pool = hd.WorkerPool([pid])
+    hd.rmprocs(pid)
+    with pytest.raises(hd.RemoteException, match="no active worker available in the pool"):
+        hd.remotecall_fetch(lambda: hd.pmap(work, pool, range(3)), workers[0])

@@ -485,3 +485,11 @@ def test_of_a_remote_call_check_sees_the_original(cluster: list[int]) -> None:
 def test_bad_arguments_are_told_at_once(error: type[Exception], message: str, call: Callable[[], Any]) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_check_that_returns_too_much_is_named() -> None:
+    def fail() -> None:
+        raise ValueError
+
+    with pytest.raises(TypeError, match="the check must return whether to try again"):
+        hd.retry(fail, delays=[0], check=lambda state, error: (state, True, 1))()

@@ -343,3 +343,34 @@ class Shape:
 assert on(Shape().of, a, 1) == "int" and on(lambda: Shape().of("x"), a) == "something"
 """,
     )
+
+
+def test_what_was_a_global_goes_when_the_script_lets_go_of_it(run_python: ScriptRunner, transport: str) -> None:
+    """However often it has travelled with functions, and although they live."""
+    run(
+        run_python,
+        transport,
+        """
+import gc, time, weakref
+class Box:
+    def __init__(self, content): self.content = content
+box, channel, future = Box([1, 2]), hd.RemoteChannel(lambda: hd.Channel(3), b), hd.remotecall(pow, b, 2, 3)
+watched = [weakref.ref(box), weakref.ref(channel), weakref.ref(future)]
+def use():
+    channel.put(1)
+    return sum(box.content) + future.fetch()
+assert on(use, a) == on(use, a) == on(lambda: sum(box.content) + future.fetch(), a) == 11
+box.content[0] = 5
+assert on(use, a) == 15
+del box, channel, future
+gc.collect()
+assert [ref() for ref in watched] == [None] * 3
+hd.clear(["channel", "future", "box"], a)
+deadline = time.monotonic() + 20
+while hd.live_references(b) and time.monotonic() < deadline:
+    on(gc.collect, a)
+assert hd.live_references(b) == []
+box, channel, future = Box([3]), hd.RemoteChannel(lambda: hd.Channel(3), b), hd.remotecall(pow, b, 3, 3)
+assert on(use, a) == 30
+""",
+    )

@@ -51,7 +51,7 @@ class Book(RuleBasedStateMachine):
     def it_knows_who_works_for_others(self) -> None:
         for process in range(1, 5):
             expected = {pid for key, pid in self.said if key[0] != process}
-            assert self.book.engaged_by_others(process) == expected
+            assert self.book.engaged_by_others(process, {1, 2, 3, 4}) == expected
 
 
 TestBook = Book.TestCase
