@@ -97,12 +97,12 @@ def spawnat(
 
     Source: Julia's Distributed, ``@spawnat``.
     """
-    return joined(_call(f, _place(where), args, kwargs, Mode.STORE))
+    return joined(_call(f, _place(where, f, "spawnat"), args, kwargs, Mode.STORE))
 
 
 def spawn(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
     """``spawnat("any", f, ...)``."""
-    return spawnat("any", f, *args, **kwargs)
+    return joined(_call(f, _any(), args, kwargs, Mode.STORE))
 
 
 def fetchfrom(where: int | AbstractWorkerPool | Literal["any"], f: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
@@ -110,7 +110,7 @@ def fetchfrom(where: int | AbstractWorkerPool | Literal["any"], f: Callable[...,
 
     Source: Julia's Distributed, ``@fetchfrom`` and ``@fetch``.
     """
-    return remotecall_fetch(f, _place(where), *args, **kwargs)
+    return remotecall_fetch(f, _place(where, f, "fetchfrom"), *args, **kwargs)
 
 
 # ---- on a process ---------------------------------------------------------------------------------------------------
@@ -245,16 +245,29 @@ def _call_keeping(_kept: Any, function: Callable[..., Any], args: tuple[Any, ...
 def _check(f: Any, where: Any) -> int:
     if not callable(f):
         raise TypeError(f"the first argument must be callable, not {type(f).__name__}")
+    if isinstance(where, str):
+        raise TypeError(
+            f"a pid is an integer, not str; a worker pool will do, but not {where!r}; "
+            'for any worker there are spawn(f, ...) and spawnat("any", f, ...)'
+        )
     return as_pid(where)
 
 
-def _place(where: Any) -> Any:
+def _place(where: Any, f: Any, verb: str) -> Any:
+    """Where a call is to run that names the place first."""
+    if not callable(f):
+        raise TypeError(f"{verb}(pid, f): the second argument must be callable, not {type(f).__name__}")
     if where == "any":
-        workers = current().membership.workers()
-        return workers[next(current().turns) % len(workers)]
+        return _any()
     if isinstance(where, str):
         raise TypeError(f'a pid is an integer, not str; a worker pool will do, or "any", but not {where!r}')
     return where
+
+
+def _any() -> int:
+    """The worker whose turn it is."""
+    workers = current().membership.workers()
+    return workers[next(current().turns) % len(workers)]
 
 
 __all__ = [

@@ -21,7 +21,7 @@ from hybriddist.core.messages import MAY_CREATE, ChannelOperation, Outcome
 from hybriddist.deadline import NEVER, Deadline
 from hybriddist.errors import HybridDistError, InvalidStateException, RemoteException
 from hybriddist.ids import RRID, as_pid
-from hybriddist.reference import Reference
+from hybriddist.reference import DEAD, Reference
 from hybriddist.runtime.channels import Channel, check_item
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.context import this_process
@@ -33,13 +33,12 @@ from hybriddist.runtime.process import Process
 
 _NEEDED: Final = ("put", "take", "fetch", "isready", "wait")
 
-_DEAD: Final = RRID(0, 0)
-
 _GRACE_SECONDS: Final = 1.0
 """How long a cancelled operation waits for the owner's word on whether it came too late."""
 
 _PUT: Final = int(ChannelOperation.PUT)
 _TAKE: Final = int(ChannelOperation.TAKE)
+_WANT_ITEM: Final = (_TAKE, ChannelOperation.FETCH, ChannelOperation.WAIT)
 _VALUE: Final = int(Outcome.VALUE)
 
 
@@ -134,7 +133,8 @@ class RemoteChannel(Reference):
             timeout: seconds; None waits without limit.
 
         Raises:
-            TimeoutError: no room within ``timeout``; the item is not in the channel.
+            TimeoutError: no room within ``timeout``; the item is not in the channel. (A store of your own cannot be
+                stopped, and may still put it.)
             InvalidStateException, RemoteException: the channel is closed; the store's ``put`` raised.
             TypeError: the item is not of the channel's type; nothing was sent.
             SerializeError: the item cannot be pickled; nothing was sent.
@@ -293,7 +293,8 @@ class RemoteChannel(Reference):
                     or completion.outcome == Outcome.CANCELLED
                 ):
                     self._check_alive()
-                    raise TimeoutError(f"the operation was not possible within {timeout} seconds: {self!r}")
+                    what = "item" if operation in _WANT_ITEM else "room"
+                    raise TimeoutError(f"no {what} within {timeout} seconds in {self!r}")
             outcome = completion.outcome
             if outcome == Outcome.CLOSED:
                 error = InvalidStateException(f"the channel is closed: {self!r}", state="closed")
@@ -381,7 +382,7 @@ def _revive(where: int, whence: int, id_: int, giver: int, kind: type, flags: in
 
 def _revive_dead(kind: type, why: str | None) -> RemoteChannel:
     """A reference that went through something that is no cluster: nobody counts it, and there is no channel."""
-    handle = new_handle(current(), 0, _DEAD, kind, 0)
+    handle = new_handle(current(), 0, DEAD, kind, 0)
     handle._dead = why or (
         "this RemoteChannel was pickled outside of the cluster (to a file or by another library): the reference is dead"
     )

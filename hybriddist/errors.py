@@ -328,6 +328,10 @@ class CompositeException(ExceptionGroup[Exception]):
         return len(self.exceptions)
 
     def __str__(self) -> str:
-        shown = f"{self.message}: {self.exceptions[0]}"
+        first = self.exceptions[0]
+        shown = f"{self.message}: {first}"
+        if not isinstance(first, RemoteException):  # its text names the type of what was raised there
+            name = type(first).__name__
+            shown = f"{self.message}: {name}: {first}" if str(first) else f"{self.message}: {name}"
         more = len(self.exceptions) - 1
         return shown + (f"\n...and {more} more exception{'s' if more > 1 else ''}." if more else "")

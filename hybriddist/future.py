@@ -11,14 +11,14 @@ import copy
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
-from hybriddist.awaiting import run_after, run_callback, until_ended
+from hybriddist.awaiting import check_callback, until_ended, when_done
 from hybriddist.core.messages import Mode, Operation, Outcome
 from hybriddist.deadline import Deadline
 from hybriddist.errors import HybridDistError, InvalidStateException, ProcessExitedException, RemoteException
 from hybriddist.ids import RRID, as_pid
-from hybriddist.reference import Reference
+from hybriddist.reference import DEAD, Reference
 from hybriddist.runtime.asking import LOST
 from hybriddist.runtime.cancelling import cancel_reference
 from hybriddist.runtime.completion import Completion
@@ -26,11 +26,10 @@ from hybriddist.runtime.current import current
 from hybriddist.runtime.inquiry import member
 from hybriddist.runtime.peer import Peer
 from hybriddist.runtime.process import Process
+from hybriddist.runtime.store import cannot_be_set
 
 _Source = tuple[Completion, Peer | None]
 """What ends when the value is there, and the peer that tells; None: it is an entry of our own store."""
-
-_DEAD: Final = RRID(0, 0)
 
 
 class Future(Reference):
@@ -130,15 +129,17 @@ class Future(Reference):
 
         Raises:
             ProcessExitedException: the holder is gone.
+            InvalidStateException: the reference was finalized.
         """
         if self._outcome is not None:
+            if self._uselessness():
+                self._result()
             return True
         process = self._process
         if self.where == process.pid:
             return process.store.entry(self._rrid).done
-        for source in (self._request, self._waiting):
-            if source is not None and source[0].done:
-                return True
+        if any(source is not None and source[0].done for source in (self._request, self._waiting)):
+            return True
         with self._claimed() as unknown:
             return not unknown or bool(self._ask(Operation.IS_READY))
 
@@ -155,7 +156,7 @@ class Future(Reference):
             if self._outcome == LOST:
                 self._result()
             if not unknown:
-                raise InvalidStateException(f"Future can be set only once: {self!r} already has its value", state="set")
+                raise InvalidStateException(cannot_be_set(self, self._outcome), state="set")
             if self.where == process.pid:
                 process.store.put(self._rrid, value)
                 return self
@@ -201,17 +202,15 @@ class Future(Reference):
         """Call ``function(self)`` when the end is known, on a thread of the library; at once if it is known now.
 
         The value is fetched for that. What the function raises is shown on stderr.
+
+        Raises:
+            TypeError: it cannot be called.
         """
-        source = self._begin()
-        if source is None:
-            run_callback(function, self)
-            return
+        check_callback(function)
+        self._when_done(function)
 
-        def run() -> None:
-            self._finish(source)
-            run_callback(function, self)
-
-        run_after(self._process, source[0], run)
+    def _when_done(self, function: Callable[[Future], Any]) -> Callable[[], None]:
+        return when_done(self, function)
 
     def __await__(self) -> Generator[Any, None, Any]:
         """``await future``: its value, without blocking the event loop."""
@@ -298,16 +297,15 @@ class Future(Reference):
                 return
             if peer is None:
                 self._remember(completion.outcome, completion.content, release=False)
-                return
-            if completion.outcome == Outcome.CANCELLED:
+            elif completion.outcome == Outcome.CANCELLED:
                 self._remember(Outcome.CANCELLED, None)
-                return
-            try:
-                self._remember(Outcome.VALUE, self._process.value_of(completion, peer))
-            except RemoteException as error:
-                self._remember(Outcome.ERROR, error.captured)
-            except HybridDistError as error:  # the process is gone, or the value cannot be unpickled here
-                self._remember(LOST, error)
+            else:
+                try:
+                    self._remember(Outcome.VALUE, self._process.value_of(completion, peer))
+                except RemoteException as error:
+                    self._remember(Outcome.ERROR, error.captured)
+                except HybridDistError as error:  # the process is gone, or the value cannot be unpickled here
+                    self._remember(LOST, error)
 
     def _remember(self, outcome: int, value: Any, *, release: bool = True) -> None:
         """The caller holds the lock."""
@@ -352,7 +350,13 @@ class Future(Reference):
 
     def __repr__(self) -> str:
         state = "" if self._outcome is None else ", cancelled" if self._outcome == Outcome.CANCELLED else ", fetched"
+        state = self._uselessness() or state
         return f"Future(where={self.where}, whence={self._rrid.whence}, id={self._rrid.id}{state})"
+
+    def _uselessness(self) -> str:
+        if self._outcome == LOST and isinstance(self._value, InvalidStateException):
+            return ", finalized" if self._value.state == "released" else ", dead"
+        return ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process of the cluster goes the reference, with its value if it is known; elsewhere a dead one."""
@@ -386,15 +390,11 @@ def _revive_with_end(where: int, rrid: RRID, outcome: int, value: Any) -> Future
             known._adopt(outcome, value)
         return known
     future = _new(process, where, rrid)
-    future._outcome = outcome
-    future._value = value
+    future._outcome, future._value = outcome, value
     return future
 
 
 def _revive_dead() -> Future:
     """A reference that went through something that is no cluster: nobody counts it, and it has no value."""
-    future = _new(current(), 0, _DEAD)
-    future._outcome = LOST
     text = "this Future was pickled outside of the cluster (to a file or by another library): the reference is dead"
-    future._value = InvalidStateException(text)
-    return future
+    return _revive_with_end(0, DEAD, LOST, InvalidStateException(text))

@@ -117,7 +117,7 @@ def finalize(x: Any) -> None:
 
     Source: Julia's ``finalize`` of a remote reference.
     """
-    _reference(x)._finalize()
+    _reference(x, "finalize")._finalize()
 
 
 def remoteref_id(x: Any) -> RRID:
@@ -125,7 +125,7 @@ def remoteref_id(x: Any) -> RRID:
 
     Source: Julia's Distributed, ``remoteref_id``.
     """
-    rrid: RRID = _reference(x)._rrid
+    rrid: RRID = _reference(x, "remoteref_id")._rrid
     return rrid
 
 
@@ -203,9 +203,9 @@ def _live_here() -> list[RRID]:
     return process.store.live(process.pid)
 
 
-def _reference(x: Any) -> Any:
+def _reference(x: Any, verb: str) -> Any:
     if not hasattr(x, "_rrid"):
-        raise TypeError(f"this takes a reference, such as a Future, not {type(x).__name__}")
+        raise TypeError(f"{verb} takes a reference, such as a Future, not {type(x).__name__}")
     return x
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from hybriddist.ids import RRID
 from hybriddist.runtime.process import Process
+
+DEAD: Final = RRID(0, 0)
+"""Of references that went through something that is no cluster."""
 
 
 class Reference:
@@ -34,4 +37,4 @@ class Reference:
         return self  # copying would go through `__reduce__`
 
 
-__all__ = ["Reference"]
+__all__ = ["DEAD", "Reference"]

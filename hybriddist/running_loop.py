@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
-from hybriddist.awaiting import run_callback, until_ended
+from hybriddist.awaiting import check_callback, run_callback, until_ended
 from hybriddist.calls import remotecall
 from hybriddist.chunks import cancel, cut, run_chunk, when_ended
 from hybriddist.deadline import Deadline
@@ -83,6 +83,7 @@ class Loop:
 
     def add_done_callback(self, function: Callable[[Loop], Any]) -> None:
         """Call ``function(self)`` when every chunk has ended, on a thread of the library; at once if it has ended."""
+        check_callback(function)
         self._course.when_done(partial(run_callback, function, self))
 
     def __await__(self) -> Generator[Any, None, Loop]:

@@ -7,7 +7,9 @@ A request comes on the thread that receives. If the store has a `Channel` of our
     Cancel, or the end of the connection ──► the Asker is withdrawn
 
 Neither of it runs user code or blocks; what would (items to unpickle for a type check, objects of the user's own as
-backing stores) is queued for an executing thread, with the Asker in `peer.requests` all the same.
+backing stores) is queued for an executing thread, with the Asker in `peer.requests` all the same. A store of the
+user's own cannot be stopped: the Asker is answered as soon as it is withdrawn, and what the store then brings is kept
+for the next taker, or dropped.
 
 What this module does not know: how a process asks (``channel.py``), and how a queue works (``core/fifo.py``).
 """
@@ -64,7 +66,7 @@ class RequestAsker(Asker):
         withdrawn: nobody wants the answer any more; for requests that no line of a channel knows.
     """
 
-    __slots__ = ("call_id", "channel", "forsake", "operation", "withdrawn")
+    __slots__ = ("_forsake", "call_id", "channel", "operation", "withdrawn")
 
     def __init__(self, peer: Peer, call_id: int, operation: int, channel: Channel | None) -> None:
         self.peer = peer
@@ -72,8 +74,8 @@ class RequestAsker(Asker):
         self.operation = operation
         self.channel = channel
         self.withdrawn = False
-        self.forsake: Callable[[], None] | None = None
-        """What to do when it is withdrawn while a store of the user's own is at it."""
+        self._forsake: list[Callable[[], None]] | None = None
+        """What to do when it is withdrawn while a store of the user's own is at it: whoever gets it out answers."""
 
     def answer(self, outcome: int, item: Any) -> bool:
         if outcome == CLOSED:
@@ -125,12 +127,36 @@ class RequestAsker(Asker):
     def withdraw(self) -> None:
         """The answer is not wanted any more: the request is as if it had never come, unless it is too late."""
         self.withdrawn = True
-        if self.forsake is not None:
-            self.forsake()
+        if self._forsake:
+            try:
+                forsake = self._forsake.pop()
+            except IndexError:
+                return  # the store has ended just now
+            forsake()
             self.post(Outcome.CANCELLED)
-            self.forsake = None
         if self.channel is not None and self.channel.withdraw(self):
             self.post(Outcome.CANCELLED)
+
+    def begin_at_store(self, forsake: Callable[[], None]) -> bool:
+        """A store of the user's own is about to be at it: from now on `withdraw` calls ``forsake``, and answers.
+
+        Returns:
+            Whether the answer is wanted. Not `withdrawn`: who has set that may yet come too late.
+        """
+        self._forsake = [forsake]
+        if self.withdrawn:  # before it could tell whom
+            self.withdraw()
+        return bool(self._forsake)
+
+    def is_unanswered(self) -> bool:
+        """Whether the answer is still to be sent, by the caller. To be asked once, when all else is done."""
+        if self._forsake is None:
+            return True
+        try:
+            self._forsake.pop()
+        except IndexError:
+            return False  # it was withdrawn, and answered
+        return True
 
 
 class ChannelRequests:
@@ -206,14 +232,12 @@ class ChannelRequests:
             if isinstance(backing, Channel):
                 self._run_on_channel(asker, backing, content)
                 return
-            value = self._run_on_keeper(asker, backing, content)
+            outcome, value = _VALUE, self._run_on_keeper(asker, backing, content)
         except BaseException as error:
-            peer.requests.pop(call_id, None)
-            reply(peer, call_id, Outcome.ERROR, captured.capture(error))
-            return
+            outcome, value = int(Outcome.ERROR), captured.capture(error)
         peer.requests.pop(call_id, None)
-        if not (asker.operation == _TAKE and asker.withdrawn):
-            reply(peer, call_id, _VALUE, value)
+        if asker.is_unanswered():
+            reply(peer, call_id, outcome, value)
 
     def _run_on_channel(self, asker: RequestAsker, channel: Channel, content: Any) -> None:
         """An operation of our own kind of channel that was not served at once."""
@@ -255,19 +279,20 @@ class ChannelRequests:
 
     def _run_on_keeper(self, asker: RequestAsker, keeper: Keeper, content: Any) -> Any:
         operation = asker.operation
+        if operation == _TAKE:
+            taking, run = keeper.begin(content)
+            asker.begin_at_store(partial(keeper.forsake, taking))
+            call_in_user_code(run, (), {})  # also if it has been withdrawn: somebody else may wait for it by now
+            return taking.result()
+        if operation == _GIVE_BACK:
+            keeper.give_back(*content)
+            return None
+        if not asker.begin_at_store(_nothing):
+            return None
         if operation in (_PUT, _PUT_REFERENCES):
             call_in_user_code(keeper.call, ("put", (content,)), {})
-        elif operation == _TAKE:
-            taking, run = keeper.begin(content)
-            asker.forsake = partial(keeper.forsake, taking)
-            if asker.withdrawn:  # before it could tell whom
-                asker.withdraw()
-            call_in_user_code(run, (), {})
-            return None if asker.withdrawn else taking.result()
         elif operation == _PUT_SEVERAL:
             call_in_user_code(keeper.call, ("put", content), {})
-        elif operation == _GIVE_BACK:
-            keeper.give_back(*content)
         elif operation == _INDEX:
             item = call_in_user_code(keeper.call, ("fetch", ()), {})
             return call_in_user_code(operator.getitem, (item, _index(content)), {})
@@ -317,6 +342,10 @@ def _run_index(waiter: IndexWaiter, index: Any) -> None:
         reply(asker.peer, asker.call_id, Outcome.ERROR, captured.capture(error))
     else:
         reply(asker.peer, asker.call_id, _VALUE, element)
+
+
+def _nothing() -> None:
+    """What there is to do when no item has been taken."""
 
 
 def _index(indices: tuple[Any, ...]) -> Any:

@@ -99,3 +99,10 @@ class Completion:
             except ValueError:
                 return  # the completing thread took it
             callback(self)
+
+    def remove_callback(self, callback: Callable[[Completion], None]) -> None:
+        """Let go of a callback that is not to be run any more; it may be running."""
+        try:
+            self._callbacks.remove(callback)
+        except ValueError:
+            pass

@@ -101,7 +101,7 @@ class Store:
         with self._lock:
             entry = self.entry(rrid)
             if not _take(entry):
-                raise InvalidStateException(f"Future can be set only once: {rrid} already has its value", state="set")
+                raise InvalidStateException(cannot_be_set(rrid, entry.outcome), state="set")
         entry.complete(outcome, content)  # outside of the lock: callbacks may come back to the store
 
     def put(self, rrid: RRID, value: Any) -> None:
@@ -197,6 +197,12 @@ class Store:
                     if not entry.done and not self._book.holders(rrid):
                         self._free(rrid, lost)
             _end(lost)
+
+
+def cannot_be_set(reference: object, outcome: int | None) -> str:
+    """What is wrong with a value for a reference that has ended."""
+    why = "was cancelled" if outcome == Outcome.CANCELLED else "already has its value"
+    return f"Future can be set only once: {reference!r} {why}"
 
 
 def _take(entry: Completion) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import operator
 import sys
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -204,6 +206,20 @@ def test_a_cancelled_await_loses_nothing(where: int) -> None:
     asyncio.run(main())
     future.put(6)
     assert future.fetch() == 6
+
+
+def test_a_cancelled_await_keeps_no_future(where: int) -> None:
+    async def main(future: hd.Future) -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(future, 0.01)
+
+    future = hd.Future(where)
+    handle, rrid = weakref.ref(future), hd.remoteref_id(future)
+    asyncio.run(main(future))
+    del future
+    gc.collect()  # a task and its exception refer to each other
+    assert handle() is None
+    poll_for(lambda: rrid not in hd.live_references(where))
 
 
 def test_the_value_may_come_after_the_loop_is_gone(where: int) -> None:

@@ -75,9 +75,12 @@ def test_integers_of_every_kind_are_pids(number: Any, cluster: list[int]) -> Non
     assert hd.get_status(pid) is None
 
 
-@pytest.mark.parametrize("verb", ["wait", "isready", "put", "take", "close", "isopen", "finalize"])
+VERBS = ["wait", "isready", "put", "take", "close", "isopen", "finalize", "remoteref_id"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_verbs_name_what_they_cannot_take(verb: str) -> None:
-    with pytest.raises(TypeError, match=r"takes .*, not int"):
+    with pytest.raises(TypeError, match=rf"{verb} takes .*, not int"):
         getattr(hd, verb)(*((5, 1) if verb == "put" else (5,)))
 
 
@@ -120,8 +123,29 @@ def test_only_the_literal_any_is_special(where: str, cluster: list[int]) -> None
     for call in (hd.spawnat, hd.fetchfrom):
         with pytest.raises(TypeError, match=f"a pid is an integer.* a worker pool .* \"any\".* not '{where}'"):
             call(where, abs)
-    with pytest.raises(TypeError, match="a pid is an integer"):
+    with pytest.raises(TypeError, match=r'a pid is an integer.* a worker pool .* not \'any\'; .*spawnat\("any", f'):
         hd.remotecall(abs, "any")  # type: ignore[arg-type]
+
+
+def test_the_second_argument_is_named_where_the_function_is_the_second(cluster: list[int]) -> None:
+    for call in (hd.spawnat, hd.fetchfrom):
+        text = rf"{call.__name__}\(pid, f\): the second argument must be callable, not int"
+        for where in (abs, cluster[0], "any"):
+            with pytest.raises(TypeError, match=text):
+                call(where, 5)  # type: ignore[operator,arg-type]
+    with pytest.raises(TypeError, match="the first argument must be callable, not int"):
+        hd.spawn(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("state", ["under way", "ended"])
+def test_a_callback_can_be_called(state: str, cluster: list[int]) -> None:
+    future, loop = hd.Future(cluster[0]), hd.distributed(abs, [1, 2])
+    if state == "ended":
+        future.put(1)
+        loop.wait(10)
+    for thing in (future, loop):
+        with pytest.raises(TypeError, match="add_done_callback takes a function, not int"):
+            thing.add_done_callback(3)
 
 
 @pytest.mark.parametrize(

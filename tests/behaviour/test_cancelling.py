@@ -6,6 +6,7 @@ import asyncio
 import operator
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
@@ -174,9 +175,15 @@ def test_a_future_without_a_call(where: int, cluster: list[int]) -> None:
     future = hd.Future(where)
     assert future.cancel()
     assert_cancelled(future)
-    with pytest.raises(hd.RemoteException) as caught:
+    with pytest.raises(hd.InvalidStateException, match="was cancelled"):
+        future.put(1)
+    with pytest.raises(hd.RemoteException, match="was cancelled") as caught:
         hd.remotecall_fetch(lambda f: f.put(1), cluster[1], future)
     assert isinstance(caught.value.__cause__, hd.InvalidStateException)
+    other = hd.Future(where)
+    assert hd.remotecall_fetch(lambda f: f.cancel(), cluster[1], other)
+    with pytest.raises(hd.InvalidStateException, match="was cancelled"):
+        other.put(1)  # the holder says so
 
 
 async def nap(name: str) -> str:
@@ -342,6 +349,46 @@ def test_as_completed_with_a_timeout(where: int) -> None:
         next(ended)
     never.put(2)
     assert [f.fetch() for f in hd.as_completed([never], timeout=10)] == [2]
+
+
+def time_out(futures: list[hd.Future]) -> BaseException:
+    with pytest.raises(TimeoutError, match="1 of 2 futures") as caught:
+        list(hd.as_completed(futures, timeout=0.01))
+    return caught.value  # with the traceback
+
+
+def leave_early(futures: list[hd.Future]) -> None:
+    for _ in hd.as_completed(futures):
+        break
+
+
+def never_begin(futures: list[hd.Future]) -> None:
+    hd.as_completed(futures)
+
+
+@pytest.mark.parametrize("give_up", [time_out, leave_early, never_begin], ids=lambda way: way.__name__)
+def test_as_completed_that_is_given_up_keeps_no_future(give_up: Callable[..., Any], where: int) -> None:
+    never, done = hd.Future(where), hd.Future(where)
+    done.put(1)
+    handle, rrid = weakref.ref(never), hd.remoteref_id(never)
+    futures = [never, done]
+    del never
+    kept = give_up(futures)
+    assert handle() is not None
+    futures.clear()
+    assert handle() is None
+    poll_for(lambda: rrid not in hd.live_references(where))
+    del kept
+
+
+def test_as_completed_keeps_none_that_it_has_given(where: int) -> None:
+    futures = [hd.remotecall_wait(abs, where, -i) for i in range(3)]
+    handles = [weakref.ref(future) for future in futures]
+    ended = hd.as_completed(futures)
+    futures.clear()
+    for left in (2, 1, 0):
+        next(ended)
+        poll_for(lambda left=left: sum(handle() is not None for handle in handles) == left)
 
 
 def test_as_completed_of_what_is_no_future(cluster: list[int]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
 
 import hybriddist as hd
+from hybriddist import channel
 from tests.helpers.polling import poll_for
 
 pytestmark = [
@@ -120,6 +122,43 @@ def test_what_a_forsaken_take_brings_goes_to_the_next(where: int) -> None:
     assert d.take("k", timeout=10) == 7
     assert d.take("other") == 8
     assert d.isempty()
+
+
+class Narrow(Single):
+    """Has room for one item."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed = threading.Condition()
+
+    def put(self, item: Any) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self.items)
+            super().put(item)
+
+    def take(self) -> Any:
+        with self._changed:
+            self._changed.notify_all()
+            return super().take()
+
+
+def test_timeouts_are_kept(where: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever gives up waits no longer for the owner, though the store is still at it."""
+    monkeypatch.setattr(channel, "_GRACE_SECONDS", 30)
+    d = hd.RemoteChannel(Dictionary, where)
+    n = hd.RemoteChannel(Narrow, where)
+    n.put(1)
+    begin = time.monotonic()
+    for give_up in (d.take, d.fetch, d.wait, n.put):
+        with pytest.raises(TimeoutError, match=r"within 0\.01 seconds"):
+            give_up("k", timeout=0.01)
+    assert time.monotonic() - begin < 10
+    assert n.take() == 1
+    poll_for(n.isready)  # this put went on
+    assert n.take() == "k"
+    d.put("k", 7)
+    assert d.take("k", timeout=10) == 7
+    d.put("k", 8)  # those that came after the take go on, too, and answer to nobody
 
 
 def test_the_rest_of_the_interface(where: int) -> None:

@@ -320,9 +320,10 @@ def test_a_finalized_reference_is_dead(where: str, is_set: bool, cluster: list[i
         hd.remotecall_wait(lambda f: f.put(1) and None, cluster[1], future)
     hd.finalize(future)
     poll_for(lambda: not is_held(future, pid))
-    for verb in (future.fetch, future.wait, lambda: future.put(2), lambda: future[0]):
+    for verb in (future.fetch, future.wait, future.isready, lambda: future.put(2), lambda: future[0]):
         with pytest.raises(hd.InvalidStateException, match="finalized"):
             verb()
+    assert repr(future).endswith(", finalized)")
     hd.finalize(future)
 
 
@@ -391,8 +392,10 @@ def test_a_pickle_to_elsewhere_holds_nothing_and_is_dead(wrap: Any, cluster: lis
     dead = pickle.loads(pickle.dumps(wrap(future)))
     dead = dead if isinstance(dead, hd.Future) else dead[1]["key"][0]
     assert dead != future
-    with pytest.raises(hd.InvalidStateException, match="outside"):
-        dead.fetch()
+    for verb in (dead.fetch, dead.isready):
+        with pytest.raises(hd.InvalidStateException, match="outside"):
+            verb()
+    assert repr(dead).endswith(", dead)")
     with pytest.raises(hd.RemoteException, match="outside"):
         hd.remotecall_fetch(hd.fetch, cluster[1], dead)
     with pytest.raises(hd.InvalidStateException, match="outside"):

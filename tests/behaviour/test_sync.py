@@ -117,6 +117,8 @@ def test_the_blocks_exception_is_the_first_of_the_group(cluster: list[int]) -> N
         raise LookupError("own")
     assert texts(info.value) == ["own", "one", "two"]
     assert type(info.value.exceptions[0]) is LookupError
+    assert str(info.value) == "sync: calls failed: LookupError: own\n...and 2 more exceptions."
+    assert str(hd.CompositeException("failed", [AssertionError(), KeyError(1)])).startswith("failed: AssertionError\n")
 
 
 def test_blocks_nest_and_each_waits_for_its_own(cluster: list[int]) -> None:
