@@ -381,7 +381,7 @@ _LONG_FACTOR = 4
 
 def _tick(process: Process) -> float | None:
     """Send due heartbeats and notice silence; seconds until this or a chore is due again, None for never."""
-    soonest = process.trimming.seconds()
+    soonest = process.trimming.due
     now = monotonic()
     for peer in process.watched_peers:
         try:

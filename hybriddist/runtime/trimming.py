@@ -11,7 +11,6 @@ Whoever receives does it, between two waits. What this module does not know: wha
 
 from __future__ import annotations
 
-import math
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -23,27 +22,27 @@ _LOOK_SECONDS: Final = 5.0
 
 
 class Trimming:
-    """When the connections of one process are looked at next."""
+    """When the connections of one process are looked at next.
+
+    Attributes:
+        due: the time of the next look (`time.monotonic`); None: nothing is held.
+    """
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._due = math.inf
+        self.due: float | None = None
 
     def begin(self) -> None:
         """A connection has taken shared memory. Callable from any thread, never blocks."""
-        if self._due == math.inf:
-            self._due = monotonic() + _LOOK_SECONDS
+        if self.due is None:
+            self.due = monotonic() + _LOOK_SECONDS
             self._process.poller.wake()  # whoever receives may have begun to wait without a limit
-
-    def seconds(self) -> float | None:
-        """Until the next look; None: nothing is held."""
-        due = self._due
-        return None if due == math.inf else max(0.0, due - monotonic())
 
     def look(self) -> None:
         """If it is due: have what is idle given back."""
-        if self._due == math.inf or self._due > monotonic():
+        due = self.due
+        if due is None or due > monotonic():
             return
-        self._due = math.inf  # first: what is taken meanwhile makes it due again
+        self.due = None  # first: what is taken meanwhile makes it due again
         if any([peer.lost is None and peer.transport.trim() for peer in list(self._process.peers.values())]):
-            self._due = monotonic() + _LOOK_SECONDS
+            self.due = monotonic() + _LOOK_SECONDS

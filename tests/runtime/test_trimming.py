@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 import hybriddist as hd
 from hybriddist.runtime import trimming
 from hybriddist.runtime.current import current
+from hybriddist.runtime.poller import Poller
 from hybriddist.shm import arena
 from tests.helpers.mappings import mapped_sizes
 from tests.helpers.polling import poll_for
@@ -77,5 +80,24 @@ def test_what_somebody_has_stays(pids: list[int]) -> None:
 
 def test_a_process_that_holds_nothing_is_not_woken(pids: list[int]) -> None:
     assert hd.remotecall_fetch(np.sum, pids[0], np.ones(LARGE)) == LARGE
-    poll_for(lambda: current().trimming.seconds() is None)
-    poll_for(lambda: hd.remotecall_fetch(lambda: current().trimming.seconds() is None, pids[0]))
+    poll_for(lambda: current().trimming.due is None)
+    poll_for(lambda: hd.remotecall_fetch(lambda: current().trimming.due is None, pids[0]))
+
+
+def test_nobody_is_busy_with_looking(pids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While memory is held a process wakes up for each look, and no more often."""
+    monkeypatch.setattr(trimming, "_LOOK_SECONDS", 1000.0)
+    polls: list[float | None] = []
+    poll = Poller.poll
+
+    def counted(self: Poller, timeout: float | None) -> Any:
+        polls.append(timeout)
+        return poll(self, timeout)
+
+    monkeypatch.setattr(Poller, "poll", counted)
+    assert hd.remotecall_fetch(np.sum, pids[0], np.ones(LARGE)) == LARGE
+    receiver = current().receiver
+    poll_for(lambda: not receiver._unattended and polls and polls[-1] is not None and polls[-1] > 900)
+    before = len(polls)
+    time.sleep(0.2)  # this is how long it is watched
+    assert len(polls) <= before + 5
