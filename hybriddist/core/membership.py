@@ -219,10 +219,11 @@ class Membership:
             if wanted is not self.topology:
                 raise TopologyError(
                     f"workers with topology {self.topology} already exist; "
-                    f"the requested topology {wanted} cannot be set before they are removed"
+                    f"the requested topology {wanted} cannot be set before they are removed{self._still_leaving()}"
                 )
             if lazy is not None and wanted is Topology.ALL_TO_ALL and lazy != self.lazy:
-                raise ValueError(f"workers with lazy={self.lazy} already exist; lazy={lazy} cannot be set")
+                text = f"workers with lazy={self.lazy} already exist; lazy={lazy} cannot be set"
+                raise ValueError(text + self._still_leaving())
             return
         self.topology = wanted
         self.lazy = wanted is Topology.ALL_TO_ALL and lazy is not False
@@ -377,6 +378,10 @@ class Membership:
             raise InternalError(f"process {pid} cannot become {state}: it is {now}")
         member.state = state
         return member
+
+    def _still_leaving(self) -> str:
+        pids = ", ".join(str(member.pid) for member in self.members() if member.state is State.LEAVING)
+        return f"; still leaving: {pids}. Wait for the removal that rmprocs returned" if pids else ""
 
     def _who_there_is(self) -> str:
         pids = self.procs()

@@ -265,4 +265,5 @@ def _remember_text(snippet: Snippet) -> None:
     ours = [key for key in list(cache) if isinstance(key, str) and key.startswith(_FILE_NAME_START)]
     for old in ours[: max(0, len(ours) - _MOST_TEXTS + 1)]:
         cache.pop(old, None)
-    cache[name] = (len(snippet.text), None, snippet.text.splitlines(keepends=True), name)
+    text = snippet.text.rstrip("\n") + "\n"  # without an end of the last line, carets stand one column off
+    cache[name] = (len(text), None, text.splitlines(keepends=True), name)

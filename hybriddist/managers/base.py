@@ -49,7 +49,7 @@ class WorkerConfig:
         cpu_threads: how many CPUs it may use, as it says itself when it joins; also what ``count="auto"`` comes to.
         environ: a dict of the manager's own.
         ident: the worker's name in a custom topology.
-        connect_idents: the names that it connects to in a custom topology.
+        connect_idents: the names that it connects to in a custom topology, a list.
         enable_threaded_blas: whether numeric libraries may use threads in it.
     """
 
@@ -114,7 +114,10 @@ class ClusterManager(ABC):
 
     @abstractmethod
     def manage(self, pid: int, config: WorkerConfig, op: Operation) -> None:
-        """Hear of a worker's life: "register", "deregister", "finalize"; or, with "interrupt", send it Ctrl-C."""
+        """Hear of a worker's life: "register", "deregister", "finalize"; or, with "interrupt", send it Ctrl-C.
+
+        `addprocs` waits until "register" is done. If that raises, the worker has failed, and is ended.
+        """
 
     def kill(self, pid: int, config: WorkerConfig) -> None:  # noqa: B027 - to do nothing is a choice
         """Make the worker go, which did not follow the polite request that the cluster sends first.

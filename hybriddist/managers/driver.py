@@ -30,7 +30,7 @@ from hybriddist.core.exits import ExitReason
 from hybriddist.core.membership import State
 from hybriddist.core.messages import Leave, Members
 from hybriddist.deadline import Deadline
-from hybriddist.errors import LocalProtocolError, SharedMemoryFull, TransportError
+from hybriddist.errors import ClusterError, LocalProtocolError, SharedMemoryFull, TransportError
 from hybriddist.ids import DRIVER
 from hybriddist.managers.base import ClusterManager, WorkerConfig
 from hybriddist.managers.events import Events
@@ -136,6 +136,10 @@ class Cluster:
 
         Args:
             streams: how its manager calls its own connections, if this is one of them.
+
+        Raises:
+            ClusterError: its manager's ``manage(..., "register")`` raised.
+            TimeoutError, ProcessExitedException: it did not answer.
         """
         process = self.process
         membership = process.membership
@@ -160,7 +164,11 @@ class Cluster:
             self.output.assign(output, pid)
         if isinstance(config.process, Child):
             config.process.on_exit(lambda _status: self._child_ended(pid, peer))
-        self.managers[pid].manage(pid, config, "register")
+        manager = self.managers[pid]
+        try:
+            manager.manage(pid, config, "register")
+        except BaseException as error:  # also a sys.exit: it costs this worker, not the thread
+            raise ClusterError(f"{type(manager).__name__}.manage(..., 'register') raised {error!r}") from error
 
     def announce_members(self) -> None:
         """Tell every worker who is there now."""

@@ -41,7 +41,7 @@ from hybriddist.managers.announcement import read_announcement
 from hybriddist.managers.base import ClusterManager, WorkerConfig
 from hybriddist.managers.driver import Cluster
 from hybriddist.managers.further import FurtherManager, ask_for_further, number_of_further
-from hybriddist.managers.mesh import connect_workers
+from hybriddist.managers.mesh import connect_workers, idents_of
 from hybriddist.managers.numeric import use_one_thread
 from hybriddist.managers.removing import Removal
 from hybriddist.managers.streams import connect_by
@@ -64,6 +64,9 @@ class Launch:
         self._launching = True
         self._given_up = False
         self._launched: list[WorkerConfig] = []
+        known = [each for config in list(cluster.configs.values()) for each in (config, config.io)]
+        self._seen = {id(each): each for each in known if each is not None}
+        """The configs that have come, and their io, by identity: kept, so that none gets the number of another."""
         self._begun = 0
         self._starting: dict[int, WorkerConfig] = {}
         self._pids: list[int] = []
@@ -142,11 +145,26 @@ class Launch:
             config = self._launched[index]
             with self._changed:
                 self._begun = index + 1
-                if not isinstance(config, WorkerConfig):
-                    self._failures.append((index, _no_config(self._manager, config)))
+                wrong = self._wrong(config)
+                if wrong is not None:
+                    self._failures.append((index, wrong))
                     continue
                 pid = self._register(config, self._manager)
             self._spawn(partial(self._bring_in, pid, config, index), pid, index)
+
+    def _wrong(self, config: Any) -> Exception | None:
+        """Why a manager should not have appended this."""
+        start = f"{type(self._manager).__name__}.launch appended"
+        if not isinstance(config, WorkerConfig):
+            return TypeError(f"{start} {config!r} to launched, which takes a WorkerConfig for each worker")
+        if id(config) in self._seen:
+            return ValueError(f"{start} {config!r} twice; each worker has a WorkerConfig of its own")
+        if id(config.io) in self._seen:
+            return ValueError(f"{start} {config!r}, whose io is another worker's: each is read for one worker")
+        self._seen[id(config)] = config
+        if config.io is not None:
+            self._seen[id(config.io)] = config.io
+        return None
 
     def _register(self, config: WorkerConfig, manager: ClusterManager) -> int:
         """A worker is on its way: give it a pid. The caller holds the lock."""
@@ -185,6 +203,7 @@ class Launch:
         cluster = self._cluster
         process = cluster.process
         number_of_further(config, 1)  # raises if that is nonsense
+        config.connect_idents = idents_of(config)
         deadline = self._deadline.sooner(process.settings.worker_timeout_seconds)
         manager = cluster.managers[pid]
         stage.append("connect")
@@ -349,11 +368,6 @@ class Launch:
 def _as_exception(error: BaseException) -> Exception:
     """Managers are users' code: even a `sys.exit` in one is a failure, not the end of a thread that somebody awaits."""
     return error if isinstance(error, Exception) else _raised(error)
-
-
-def _no_config(manager: ClusterManager, what: Any) -> TypeError:
-    name = type(manager).__name__
-    return TypeError(f"{name}.launch appended {what!r} to launched, which takes a WorkerConfig for each worker")
 
 
 def _words(error: BaseException) -> str:

@@ -14,10 +14,12 @@ What this module does not know: how two workers connect (``runtime/links.py``), 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from hybriddist.deadline import Deadline
 from hybriddist.errors import ProcessExitedException, RemoteException
+from hybriddist.managers.base import WorkerConfig
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.meeting import meet
 from hybriddist.runtime.peer import Peer
@@ -25,6 +27,20 @@ from hybriddist.runtime.process import Process
 
 _Attempt = tuple[Peer, int, Completion]
 """Who connects, to whom, and what is done when it has."""
+
+
+def idents_of(config: WorkerConfig) -> list[Any] | None:
+    """``config.connect_idents`` as a list, which travels to other processes.
+
+    Raises:
+        TypeError: they are no names; the text says so.
+    """
+    idents = config.connect_idents
+    if idents is None:
+        return None
+    if isinstance(idents, str | bytes) or not isinstance(idents, Iterable):
+        raise TypeError(f"connect_idents in a WorkerConfig is a list of names, not {idents!r}")
+    return list(idents)
 
 
 def connect_workers(process: Process, pids: Sequence[int], deadline: Deadline) -> dict[int, dict[int, Exception]]:

@@ -27,17 +27,18 @@ import os
 import select
 import socket
 import stat
+import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from functools import partial
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from hybriddist import limits
 from hybriddist.core.frames import ENTRY_BYTES, HEADER_BYTES
 from hybriddist.core.handshake import HELLO_BYTES, PROOF_BYTES, Role
-from hybriddist.errors import ConnectError
+from hybriddist.errors import ConnectError, TransportBroken
 from hybriddist.net.transport import StreamTransport
 
 CHUNK_BYTES: Final = 64 * limits.KIB
@@ -74,12 +75,17 @@ def check_streams(reader: Any, writer: Any) -> None:
                 )
 
 
+class _WrongCount(Exception):
+    """A writer says that it has written what cannot be."""
+
+
 class StreamBridge:
     """Two streams as one connected socket. The streams are its own from now on.
 
     Attributes:
         socket: our end, to greet on and to make a transport of. Whoever closes it calls `end`.
         streams: the two.
+        failure: what was wrong with the writer, if it does not keep its promises and the connection ended for that.
 
     Args:
         role: of the handshake that is to come: tells how much may be read at once from streams that block until they
@@ -98,6 +104,7 @@ class StreamBridge:
         self._handles: list[socket.socket] = []
         self._written, self._read = threading.Event(), threading.Event()
         self._ending = False
+        self.failure = ""
         self._lock = threading.Lock()
         try:
             self._handles = _sockets_behind(reader, writer)
@@ -158,6 +165,12 @@ class StreamBridge:
                 _write(writer, data)
                 if flush is not None:
                     flush()
+        except _WrongCount as error:
+            self.failure = f"the writer broke the connection: {error}"
+            with suppress(Exception):  # on a worker, nobody may be left to be told by an exception
+                print(f"hybriddist: {self.failure}", file=sys.stderr)
+            with suppress(OSError):
+                inner.shutdown(socket.SHUT_RDWR)  # what was sent did not arrive: no answer is to be waited for
         except Exception:
             with suppress(OSError):
                 inner.shutdown(socket.SHUT_RD)  # our transport's next send hears that nobody takes it
@@ -217,6 +230,11 @@ class StreamPairTransport(StreamTransport):
         self._bridge = bridge
         self.streams = bridge.streams
         super().__init__(bridge.socket, scheme=scheme, allocate=allocate)
+
+    def _receive_eof(self) -> NoReturn:
+        if self._bridge.failure:
+            raise TransportBroken(self._bridge.failure)
+        super()._receive_eof()
 
     def close(self, timeout: float) -> None:
         super().close(timeout)
@@ -284,16 +302,23 @@ def _waiting(stream: Any, read: Callable[[], bytes | None]) -> bytes:
 
 
 def _write(writer: Any, data: bytes) -> None:
-    if not isinstance(writer, io.RawIOBase):
-        writer.write(data)
-        return
-    left = memoryview(data)
+    """Write all of it.
+
+    Raises:
+        _WrongCount: nobody knows what has been written.
+    """
+    raw = isinstance(writer, io.RawIOBase)
+    left = memoryview(data) if raw else data  # a user's own may want bytes
     while left:
         count = writer.write(left)
-        if count is None:  # full, and set not to block
+        if isinstance(count, int) and not isinstance(count, bool):
+            if not 0 < count <= len(left):
+                raise _WrongCount(f"{type(writer).__name__}.write returned {count} for {len(left)} bytes")
+            left = left[count:]
+        elif raw:  # full, and set not to block
             select.select([], [writer], [], _LOOK_SECONDS)
         else:
-            left = left[count:]
+            return  # it does not count, and has taken all
 
 
 def _sockets_behind(*streams: Any) -> list[socket.socket]:

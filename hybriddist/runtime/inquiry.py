@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hybriddist.core.membership import Member, State
-from hybriddist.errors import NoSuchProcessError, ProcessExitedException, RemoteException
+from hybriddist.errors import ClusterError, NoSuchProcessError, ProcessExitedException, RemoteException
 from hybriddist.ids import DRIVER
 from hybriddist.runtime.context import this_process
 
@@ -27,9 +27,12 @@ def member(process: Process, pid: int) -> Member:
     Raises:
         TypeError: ``pid`` is not an integer.
         NoSuchProcessError, ProcessExitedException: there is no such process, or no more.
+        ClusterError: this process waits for its driver: it is nobody's member yet.
     """
     membership = process.membership
     if process.pid != DRIVER and isinstance(pid, int) and membership.is_news(pid):
+        if membership.is_news(DRIVER):
+            raise ClusterError("no driver has connected to this process yet: it can reach nobody before that")
         try:
             membership.learn(process.fetch_call(who_is, DRIVER, (pid,), {}))
         except RemoteException as error:

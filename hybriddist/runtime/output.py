@@ -8,6 +8,8 @@ through a hook first, which looks for the announcement::
     stderr ─┼─> reading thread ──┼─> the last lines of stderr, kept for the exception that tells of its death
       ...  ─┘                    └─> printer ──> sys.stdout, sys.stderr
 
+A stream that cannot be read (the same one twice, one that somebody has closed) has ended, for its worker alone.
+
 What this module does not know: what an announcement looks like, processes and their ends, connections.
 """
 
@@ -19,8 +21,10 @@ import os
 import selectors
 import socket
 import stat
+import sys
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from threading import Event, Lock, Thread
 from typing import Any, Final
 
@@ -91,7 +95,7 @@ class OutputRelay:
         self._outputs: dict[int, WorkerOutput] = {}
         self._selector: selectors.BaseSelector | None = None
         self._thread: Thread | None = None
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs: deque[tuple[WorkerOutput, Callable[[], Any]]] = deque()
         self._waker: socket.socket | None = None
         self._woken: socket.socket | None = None
         self._closed = False
@@ -112,7 +116,7 @@ class OutputRelay:
             output.tail_of = "stderr"
             output.sources.append(_Source(output, "stderr", _readable(stderr)))
         sources = list(output.sources)
-        if not self._do(lambda: self._register(sources)):
+        if not self._do(output, lambda: self._register(sources)):
             for source in sources:
                 source.file.close()
             raise InvalidStateException("the output relay is closed")
@@ -144,7 +148,7 @@ class OutputRelay:
             output = target
         if output is not None and not output.ended:
             read = Event()
-            if self._do(lambda: self._drain(output, read)) and not read.wait(deadline.remaining()):
+            if self._do(output, lambda: self._drain(output, read)) and not read.wait(deadline.remaining()):
                 return False
         return self._printer.mark().wait(deadline.remaining())
 
@@ -162,7 +166,7 @@ class OutputRelay:
                 if output.pid is not None:
                     self._outputs.pop(output.pid, None)
         if output is not None and not output.ended:
-            self._do(lambda: self._finish(output))
+            self._do(output, lambda: self._finish(output))
 
     def close(self, timeout: float = 1.0) -> None:
         """Print what is there, for at most ``timeout`` seconds, and end. Idempotent."""
@@ -178,12 +182,12 @@ class OutputRelay:
 
     # ---- the reading thread -------------------------------------------------------------------------------------
 
-    def _do(self, job: Callable[[], None]) -> bool:
+    def _do(self, output: WorkerOutput, job: Callable[[], None]) -> bool:
         """Have the reading thread do something: it alone touches the streams. False after `close`."""
         with self._lock:
             if self._closed:
                 return False
-            self._jobs.append(job)
+            self._jobs.append((output, job))
             if self._thread is None:
                 self._waker, self._woken = socket.socketpair()
                 self._waker.setblocking(False)
@@ -207,25 +211,44 @@ class OutputRelay:
                     if key.data is None:
                         woken.recv(4096)
                     elif key.data in key.data.output.sources:  # not dropped a moment ago
-                        self._take(key.data)
+                        self._guard(key.data.output, partial(self._take, key.data))
                 while self._jobs:
-                    self._jobs.popleft()()
+                    self._guard(*self._jobs.popleft())
             for output in {key.data.output for key in selector.get_map().values() if key.data is not None}:
-                self._finish(output)
+                self._guard(output, partial(self._finish, output))
         assert self._waker is not None
         self._waker.close()
+
+    def _guard(self, output: WorkerOutput, job: Callable[[], Any]) -> None:
+        try:
+            job()
+        except Exception:
+            # A bug of ours. It may cost this worker's output, but not the thread that reads that of all.
+            import traceback
+
+            print("hybriddist: internal error while relaying output", file=sys.stderr)
+            traceback.print_exc()
+            for source in list(output.sources):
+                with contextlib.suppress(Exception):
+                    self._drop(source)
 
     def _register(self, sources: list[_Source]) -> None:
         assert self._selector is not None  # jobs run on the thread that made it
         for source in sources:
-            self._selector.register(source.file, selectors.EVENT_READ, source)
+            try:
+                stale = self._selector.get_map().get(source.file)
+                if stale is not None and stale.data.file is not source.file and stale.data.file.closed:
+                    self._drop(stale.data)  # closed by its manager, and the system has given its number to this one
+                self._selector.register(source.file, selectors.EVENT_READ, source)
+            except (KeyError, ValueError, OSError):  # read already; closed; nothing that can be polled
+                self._drop(source)
 
     def _take(self, source: _Source) -> int:
         """Read once; the number of bytes. At the end, say so and let go of the stream."""
         try:
             data = os.read(source.file.fileno(), _CHUNK_BYTES)
-        except OSError:
-            data = b""  # a socket that was reset: its end as well
+        except (OSError, ValueError):
+            data = b""  # a socket that was reset, a file that somebody has closed: its end as well
         for line in source.splitter.feed(data) if data else source.splitter.finish():
             self._line(source, decode(line))
         if not data:
@@ -242,8 +265,14 @@ class OutputRelay:
 
     def _drop(self, source: _Source) -> None:
         assert self._selector is not None
-        self._selector.unregister(source.file)
-        source.file.close()
+        holder = source
+        with contextlib.suppress(KeyError, ValueError):  # it could not be registered
+            holder = self._selector.get_key(source.file).data
+            if holder is source:
+                self._selector.unregister(source.file)
+        if holder is source:  # else the file is another one's, who reads on
+            with contextlib.suppress(OSError):
+                source.file.close()
         source.output.sources.remove(source)
         if source.output.hook is not None:
             source.output.hook(source.stream, None)

@@ -124,9 +124,11 @@ class Paths:
                     if path != rendezvous.PATH_STREAM:
                         raise RemoteProtocolError(f"no path over streams begins with {path!r}")
                 return StreamPairTransport(bridge, scheme=scheme, allocate=self._memory.allocate)
-            except BaseException:
+            except BaseException as error:
                 sock.close()
                 bridge.end()
+                if bridge.failure:
+                    raise ConnectError(bridge.failure) from error
                 raise
 
         return sock, greeted

@@ -289,6 +289,84 @@ def test_launch_appends_what_is_no_config(notifies: bool) -> None:
     assert text in str(info.value.exceptions[0])
 
 
+@pytest.mark.parametrize(
+    ("same", "text"), [("config", "twice; each worker has a WorkerConfig of its own"), ("io", "whose io is another")]
+)
+def test_launch_appends_what_it_has_appended(same: str, text: str) -> None:
+    """The first one is a worker as any other, and the next addprocs works, with output."""
+
+    class Again(Plain):
+        def launch(self, params: Any, launched: Any, notify: Any) -> None:
+            super().launch(params, launched, notify)
+            launched.append(launched[0] if same == "config" else hd.WorkerConfig())
+            launched[-1].io = launched[0].io
+            notify()
+
+    with pytest.raises(hd.CompositeException) as info:
+        hd.addprocs(Again(), timeout=30)
+    (error,) = info.value
+    assert re.search(f"Again.launch appended WorkerConfig.*{text}", str(error))
+    assert info.value.pids == hd.workers() != [1]
+    (other,) = hd.addprocs(Plain(), timeout=30)
+    with Printed() as printed:
+        for pid in hd.workers():
+            hd.remotecall_wait(print, pid, "hello")
+            printed.wait_for(f"From worker {pid}:\thello\n")
+    assert hd.workers() == [*info.value.pids, other]
+
+
+def test_launch_appends_the_config_of_a_worker_that_is_there() -> None:
+    (pid,) = hd.addprocs(Plain())
+
+    class Late(Plain):
+        def launch(self, params: Any, launched: Any, notify: Any) -> None:
+            launched.append(cluster_of(current()).configs[pid])
+
+    with pytest.raises(ValueError, match=r"Late\.launch appended WorkerConfig.* twice"):
+        hd.addprocs(Late(), timeout=30)
+    assert hd.remotecall_fetch(hd.myid, pid) == pid
+
+
+@pytest.mark.parametrize("idents", [3, "ab", b"ab"])
+def test_connect_idents_that_are_no_list_of_names(idents: Any) -> None:
+    """They cost their worker, and no other."""
+
+    class Named(Plain):
+        def launch(self, params: Any, launched: Any, notify: Any) -> None:
+            def name_it() -> None:
+                launched[-1].ident, launched[-1].connect_idents = [("a", iter("b")), ("b", idents), ("b", None)][
+                    len(launched) - 1
+                ]
+                notify()
+
+            super().launch(params, launched, name_it)
+
+    manager = Named(3)
+    with pytest.raises(hd.CompositeException) as info:
+        hd.addprocs(manager, topology="custom", timeout=30)
+    (error,) = info.value
+    assert isinstance(error, hd.LaunchError)
+    assert f"connect_idents in a WorkerConfig is a list of names, not {idents!r}" in str(error)
+    one, two = info.value.pids
+    assert hd.remotecall_fetch(hd.remotecall_fetch, two, hd.myid, one) == one
+    (bad,) = (pid for op, pid in manager.asked if op == "kill")
+    assert bad not in (one, two)
+
+
+def test_register_raises() -> None:
+    class Refusing(Plain):
+        def manage(self, pid: int, config: hd.WorkerConfig, op: str) -> None:
+            if op == "register":
+                raise ValueError("no room for it")
+            super().manage(pid, config, op)
+
+    error = failure_of(Refusing())
+    assert error.message.endswith(": Refusing.manage(..., 'register') raised ValueError('no room for it')")
+    assert isinstance(error.__cause__, hd.ClusterError)
+    assert isinstance(error.__cause__.__cause__, ValueError)
+    assert (error.host, error.stage) == ("localhost", "join")
+
+
 def test_an_error_that_cannot_say_what_it_is() -> None:
     class Mute(Exception):
         def __str__(self) -> str:

@@ -236,6 +236,11 @@ def test_living_workers_hold_the_topology_fast() -> None:
         membership.choose_topology("all_to_all", lazy=False)
     with pytest.raises(TopologyError, match="topology all_to_all already exist; the requested topology custom cannot"):
         membership.choose_topology("custom")
+    membership.leaving(2)
+    with pytest.raises(TopologyError, match=r"are removed; still leaving: 2\. Wait for the removal that"):
+        membership.choose_topology("custom")
+    with pytest.raises(ValueError, match=r"lazy=False cannot be set; still leaving: 2\. Wait"):
+        membership.choose_topology("all_to_all", lazy=False)
     membership.gone(2, KILLED)
     membership.choose_topology("custom")
     assert membership.topology is Topology.CUSTOM

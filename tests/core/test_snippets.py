@@ -143,6 +143,9 @@ def test_tracebacks_show_the_lines(main: types.ModuleType) -> None:
     text = "".join(traceback.format_exception(info.value))
     assert "$v / x  # this one" in text
     assert "line 2, in <module>" in text
+    with pytest.raises(ZeroDivisionError) as info:
+        run("1/0")
+    assert "    1/0\n    ~^~\n" in "".join(traceback.format_exception(info.value))
 
 
 def test_the_texts_kept_for_tracebacks_are_bounded(main: types.ModuleType) -> None:

@@ -73,6 +73,22 @@ def test_a_connection_of_a_member_comes_from_its_manager(run_python: ScriptRunne
     assert "this process is worker 5: connections that it makes come from its manager's connect" in done.stdout
 
 
+def test_calls_before_a_driver_has_come(run_python: ScriptRunner) -> None:
+    done = run_python(
+        """
+        import hybriddist as hd
+        hd.init_worker("a secret of no importance")
+        for pid in 1, 2:
+            try:
+                hd.remotecall_fetch(len, pid, [1])
+            except hd.ClusterError as error:
+                print(type(error).__name__, error)
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ClusterError no driver has connected to this process yet") == 2
+
+
 def test_without_a_driver_it_leaves_in_time(run_python: ScriptRunner) -> None:
     done = run_python(
         "import hybriddist as hd, threading\nhd.init_worker('a secret of no importance')\nthreading.Event().wait()",

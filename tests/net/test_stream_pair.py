@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import os
 import queue
+import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from hybriddist.core.handshake import Role
 from hybriddist.deadline import Deadline
-from hybriddist.errors import AuthenticationError, TransportBroken, TransportClosed
+from hybriddist.errors import AuthenticationError, ConnectError, TransportBroken, TransportClosed
 from hybriddist.net import stream_pair
 from hybriddist.net.stream_pair import StreamBridge, StreamPairTransport, check_streams
 from hybriddist.runtime.paths import Paths
@@ -147,6 +148,53 @@ def _end(operation: Any) -> Exception | None:
     except TransportBroken as error:
         return error
     return None
+
+
+class Counting(Exact):
+    """Its ``write`` takes what it likes, and says how much."""
+
+    def __init__(self, count: Callable[[int], Any]) -> None:
+        super().__init__()
+        self.count = count
+
+    def write(self, data: bytes) -> Any:
+        assert type(data) is bytes
+        count = self.count(len(data))
+        super().write(data[:count] if type(count) is int else data)
+        return count
+
+
+@pytest.mark.parametrize("count", [lambda size: min(size, 100), lambda size: True], ids=["part", "no count"])
+def test_a_writer_that_takes_a_part_gets_the_rest(count: Callable[[int], Any]) -> None:
+    here, there = both_greeted(Counting(count), Counting(count))
+    content = os.urandom(100_000)
+    for ours, theirs in ((here, there), (there, here)):
+        with beside(lambda ours=ours: send_all(ours, b"head", [content])):  # type: ignore[misc]
+            (frame,) = receive_some(theirs)
+        assert bytes(frame.buffers[0]) == content
+    here.close(10)
+    there.close(10)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1_000_000])
+def test_a_writer_that_counts_wrongly_breaks_the_connection(wrong: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whoever waits for an answer hears it at once."""
+    forth = Counting(lambda size: size)
+    here, there = both_greeted(forth, Exact())
+    forth.count = lambda size: wrong
+    here.send(b"something")
+    error = end_of(lambda: receive_some(here))
+    assert isinstance(error, TransportBroken)
+    assert re.search(f"^the writer broke the connection: Counting.write returned {wrong} for [0-9]+ bytes$", str(error))
+    assert f"hybriddist: {error}" in capfd.readouterr().err
+    here.abort()
+    there.abort()
+
+
+def test_a_writer_that_counts_wrongly_from_the_start() -> None:
+    here, _ = both_greeted(Counting(lambda size: 0), Exact())
+    assert isinstance(here, ConnectError)
+    assert "the writer broke the connection: Counting.write returned 0 for" in str(here)
 
 
 def test_a_peer_that_does_not_read_does_not_hold_up_the_end(

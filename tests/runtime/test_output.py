@@ -187,6 +187,61 @@ def test_blocked_stdout_does_not_block_the_worker(monkeypatch: pytest.MonkeyPatc
         blocked.close()
 
 
+def test_a_stream_of_two_workers_is_the_first_ones(relay: OutputRelay, printed: Printed) -> None:
+    """The second one's has ended; the relay goes on, for the first as for others."""
+    (one, one_writer), (other, other_writer) = pipe(), pipe()
+    first = relay.attach(one)
+    ends: list[tuple[str, str | None]] = []
+    second = relay.attach(one, other, lambda *seen: bool(ends.append(seen)))
+    assert poll_for(lambda: ends == [("stdout", None)])
+    relay.assign(first, 2)
+    relay.assign(second, 3)
+    with one_writer, other_writer:
+        one_writer.write(b"of one\n")
+        other_writer.write(b"of the other\n")
+        assert relay.drain(2, 10)
+        assert relay.drain(3, 10)
+    assert printed.out == "      From worker 2:\tof one\n"
+    assert printed.err == "      From worker 3:\tof the other\n"
+    assert poll_for(lambda: first.ended and second.ended and one.closed and other.closed)
+
+
+def test_a_stream_that_somebody_closes_makes_room_for_the_next(relay: OutputRelay, printed: Printed) -> None:
+    """The system gives the number of its descriptor to the next one."""
+    (old, old_writer) = pipe()
+    gone = relay.attach(old)
+    assert relay.drain(gone, 10)
+    number = old.fileno()
+    old.close()
+    new, new_writer = pipe()
+    assert new.fileno() == number
+    with old_writer, new_writer:
+        relay.assign(relay.attach(new), 2)
+        new_writer.write(b"fine\n")
+        assert relay.drain(2, 10)
+        assert gone.ended
+    assert printed.out == "      From worker 2:\tfine\n"
+    assert relay.drain(2, 10)
+
+
+def test_an_error_costs_one_workers_output_and_not_the_relay(relay: OutputRelay, printed: Printed) -> None:
+    (bad, bad_writer), (good, good_writer) = pipe(), pipe()
+
+    def hook(stream: str, line: str | None) -> bool:
+        raise RuntimeError("the hook fails")
+
+    output = relay.attach(bad, hook=hook)
+    with bad_writer, good_writer:
+        bad_writer.write(b"line\n")
+        assert poll_for(lambda: output.ended)
+        relay.assign(relay.attach(good), 2)
+        good_writer.write(b"fine\n")
+        assert relay.drain(2, 10)
+    assert printed.out == "      From worker 2:\tfine\n"
+    assert "internal error while relaying output" in printed.err
+    assert "the hook fails" in printed.err
+
+
 def test_after_close_nothing_waits(relay: OutputRelay) -> None:
     reader, writer = pipe()
     output = relay.attach(reader)
