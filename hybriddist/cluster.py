@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from hybriddist import limits
-from hybriddist.deadline import Deadline
+from hybriddist.deadline import Deadline, seconds_of
 from hybriddist.errors import ClusterError, CompositeException, HybridDistError, LaunchTimeout, NotDriverError
 from hybriddist.ids import DRIVER, as_pid
 from hybriddist.managers.base import ClusterManager, reject_unknown_keywords
@@ -195,6 +195,7 @@ def _check_params(manager: ClusterManager, keywords: dict[str, Any]) -> dict[str
     _one_of("transport", params["transport"], TRANSPORTS)
     _one_of("topology", params["topology"], TOPOLOGIES)
     _true_or_false("lazy", params["lazy"])
+    _true_or_false("enable_threaded_blas", params.get("enable_threaded_blas", False))
     Deadline(params.get("timeout"))
     return params
 
@@ -241,6 +242,7 @@ def rmprocs(*pids: Any, waitfor: float | None = None) -> Removal:
         A waitable: ``.wait(timeout=None)``, ``.isready()``.
 
     Raises:
+        TypeError, ValueError: what is given is no pid, or ``waitfor`` no duration. Nobody is removed.
         RemovalTimeout: not gone in ``waitfor`` seconds; ``.pids`` are those left. The removal goes on.
         NotDriverError: called on a worker.
 
@@ -250,7 +252,8 @@ def rmprocs(*pids: Any, waitfor: float | None = None) -> Removal:
     if process.pid != DRIVER:
         raise NotDriverError
     wanted = list(_flatten(pids, "rmprocs"))
-    Deadline(waitfor)  # raises if it is no number
+    if waitfor is not None and seconds_of(waitfor, "waitfor") < 0:
+        raise ValueError(f"waitfor must not be negative: {waitfor!r}; None waits until all are gone")
     if DRIVER in wanted:
         warnings.warn("process 1 not removed", RuntimeWarning, stacklevel=2)
     removal = Removal(cluster_of(process), [pid for pid in wanted if pid != DRIVER])
@@ -260,7 +263,8 @@ def rmprocs(*pids: Any, waitfor: float | None = None) -> Removal:
 
 def _flatten(pids: Iterable[Any], taker: str) -> Iterator[int]:
     for pid in pids:
-        if isinstance(pid, str) or (not isinstance(pid, Iterable) and not hasattr(type(pid), "__index__")):
+        of_characters = isinstance(pid, str | bytes | bytearray)
+        if of_characters or not (isinstance(pid, Iterable) or hasattr(type(pid), "__index__")):
             raise TypeError(f"{taker} takes pids and lists of pids, not {pid!r}")
         if isinstance(pid, Iterable):
             yield from _flatten(pid, taker)

@@ -33,7 +33,7 @@ class Deadline:
     __slots__ = ("_end",)
 
     def __init__(self, timeout: float | None) -> None:
-        seconds = math.inf if timeout is None else _seconds(timeout)
+        seconds = math.inf if timeout is None else seconds_of(timeout)
         self._end = None if seconds > TIMEOUT_MAX else monotonic() + max(0.0, seconds)
 
     def remaining(self) -> float | None:
@@ -52,16 +52,26 @@ class Deadline:
         return other
 
 
-def _seconds(timeout: Any) -> float:
+def seconds_of(timeout: Any, name: str = "timeout") -> float:
+    """A timeout as a float.
+
+    Args:
+        timeout: any kind of number.
+        name: of the argument, for the message.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not-a-number.
+    """
     kind = type(timeout)
     if kind is bool or not (hasattr(kind, "__float__") or hasattr(kind, "__index__")):
-        raise TypeError(f"timeout must be a number of seconds or None, not {kind.__name__}")
+        raise TypeError(f"{name} must be a number of seconds or None, not {kind.__name__}")
     try:
         seconds = float(timeout)
     except OverflowError:  # a whole number without any sense of measure
         return math.inf if timeout > 0 else 0.0
     if math.isnan(seconds):
-        raise ValueError("timeout must be a number of seconds or None, not nan")
+        raise ValueError(f"{name} must be a number of seconds or None, not nan")
     return seconds
 
 

@@ -42,11 +42,25 @@ these (one place in each skin does that), and how an exception is captured for t
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from typing import Self
+
+
+NO_DESCRIPTORS: Final = {
+    errno.EMFILE: "this process has no descriptors left: raise its limit (ulimit -n)",
+    errno.ENFILE: "this host has no descriptors left: raise its limit (fs.file-max)",
+}
+"""By error number: what to do, which the system's own words do not tell."""
+
+
+def with_advice(error: BaseException) -> str:
+    """What an exception says; if descriptors have run out, what to do about it as well."""
+    advice = NO_DESCRIPTORS.get(error.errno or 0) if isinstance(error, OSError) else None
+    return str(error) if advice is None else f"{error}: {advice}"
 
 
 class HybridDistError(Exception):

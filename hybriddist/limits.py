@@ -116,6 +116,9 @@ MAX_STATUS_BYTES: Final = 64 * KIB
 MAX_LINES_BEFORE_HEADER: Final = 1000
 """Lines a launch command may print (banners, module messages) before the line that announces the worker."""
 
+MAX_CHARACTERS_BEFORE_HEADER: Final = MIB
+"""The same for a command that prints long lines, or no line end at all: 1 KiB a line is more than any banner has."""
+
 MAX_LINE_BYTES: Final = 64 * KIB
 """A longer line of a worker's output is passed on in pieces."""
 

@@ -1,8 +1,9 @@
 """Read where a new worker listens: the line ``hybriddist_worker:PORT#ADDR`` on its stdout.
 
 The command that starts a worker may print other lines first (banners, messages of modules); they are passed on to the
-driver's stdout. Three things end the wait without an address, and each has its text: the command ended, it printed too
-much, the time is over. What this module does not know: who started the command, and who connects afterwards.
+driver's stdout. Four things end the wait without an address, and each has its text: the command ended, it printed too
+much (what comes then is dropped), it announced something that is no address, the time is over. What this module does
+not know: who started the command, and who connects afterwards.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from typing import Final, NoReturn
 
 from hybriddist.deadline import Deadline
 from hybriddist.errors import LaunchError, LaunchTimeout
-from hybriddist.limits import MAX_LINES_BEFORE_HEADER
+from hybriddist.limits import MAX_CHARACTERS_BEFORE_HEADER, MAX_LINES_BEFORE_HEADER
 from hybriddist.managers.base import WorkerConfig
 from hybriddist.runtime.child import Child, ExitStatus
 from hybriddist.runtime.output import OutputRelay, WorkerOutput
 
 COMMAND_ENDED: Final = "Unable to read host:port string from worker. Launch command exited with error?"
 TOO_MANY_LINES: Final = "Unexpected output from worker launch command. Host:port string not found."
+MALFORMED: Final = "The launch command announced a worker with {!r}, which is not hybriddist_worker:PORT#ADDR."
 TIMED_OUT: Final = "Timed out waiting to read host:port string from worker."
 
 _HEADER: Final = re.compile(r"hybriddist_worker:([0-9]{1,5})#(\S+)\s*")
+_MEANT_AS_HEADER: Final = re.compile(r"hybriddist_worker:[^#\s]*#")
+_SHOWN_CHARACTERS: Final = 100
 
 _SETTLE_SECONDS: Final = 1.0
 """After the end of a command: for its exit status and its last lines, which come by other ways."""
@@ -53,7 +57,7 @@ def read_announcement(config: WorkerConfig, deadline: Deadline, relay: OutputRel
         host and port.
 
     Raises:
-        LaunchError: the command ended, or printed too many lines.
+        LaunchError: the command ended, printed too much, or announced something else than a host and a port.
         LaunchTimeout: the deadline came.
     """
     environ = config.environ = {} if config.environ is None else config.environ
@@ -75,7 +79,9 @@ def _fail(
     config: WorkerConfig, child: Child | None, watch: _Watch, output: WorkerOutput, relay: OutputRelay
 ) -> NoReturn:
     status = None
-    if watch.too_many:
+    if watch.malformed is not None:
+        text = MALFORMED.format(watch.malformed[:_SHOWN_CHARACTERS])
+    elif watch.too_many:
         text = TOO_MANY_LINES
     elif watch.ended:
         text = COMMAND_ENDED
@@ -85,8 +91,11 @@ def _fail(
     if child is not None:
         child.kill()
         child.release()
-    relay.drain(output, _SETTLE_SECONDS)
     relay.detach(output)
+    relay.drain(output, _SETTLE_SECONDS)  # until all that it had written is printed, or dropped
+    if watch.dropped:
+        relay.say(output, "... more lines dropped")
+        relay.drain(output, _SETTLE_SECONDS)
     error = LaunchTimeout if text is TIMED_OUT else LaunchError
     message = text if status is None else f"{text} ({status})"
     raise error(message, host=config.host or "localhost", stage="announce", stderr_tail=output.stderr_tail())
@@ -98,13 +107,19 @@ class _Watch:
     def __init__(self) -> None:
         self.address: tuple[str, int] | None = None
         self.too_many = False
+        self.malformed: str | None = None
         self.ended = False
         self.done = False
+        self.dropped = False
         self._lines = 0
+        self._characters = 0
         self._changed = Condition()
 
     def see(self, stream: str, line: str | None) -> bool:
-        """Look at a line; take it if it is the announcement."""
+        """Look at a line; take it if it is the announcement, or one of the many of a command that has been given up."""
+        if self.too_many and line is not None:
+            self.dropped = True
+            return True
         if stream != "stdout" or self.done or self.decided():
             return False
         with self._changed:
@@ -112,8 +127,13 @@ class _Watch:
                 self.ended = True
             else:
                 self._lines += 1
+                self._characters += len(line)
                 self.address = parse_announcement(line)
-                self.too_many = self.address is None and self._lines > MAX_LINES_BEFORE_HEADER
+                if self.address is None:
+                    self.malformed = line if _MEANT_AS_HEADER.match(line) else None
+                    self.too_many = (
+                        self._lines > MAX_LINES_BEFORE_HEADER or self._characters > MAX_CHARACTERS_BEFORE_HEADER
+                    )
             self._changed.notify_all()
             return self.address is not None
 
@@ -125,7 +145,7 @@ class _Watch:
 
     def decided(self) -> bool:
         """Whether no later line can change the outcome."""
-        return self.address is not None or self.too_many
+        return self.address is not None or self.malformed is not None or self.too_many
 
     def wait(self, deadline: Deadline) -> bool:
         """Wait for news. False if the deadline came first."""

@@ -111,16 +111,17 @@ class Cluster:
         settings = self.process.settings
         if self._context is None:
             self._folder = Folder()
-            self._context = LocalContext(lambda: self.process.cookie, self._folder.path, settings)
+            self._context = LocalContext(lambda: self.process.cookie, self.output, self._folder.path, settings)
         self._context.settings = settings
         return self._context
 
     def tidy(self) -> None:
         """Remove what dead drivers of this user have left; once."""
         if self._folder is not None and not self._tidied:
-            self._tidied = True
-            segment.sweep()
-            self._folder.sweep()
+            with contextlib.suppress(OSError):  # no descriptor is left for a listing, say: that is for the next time
+                segment.sweep()
+                self._folder.sweep()
+                self._tidied = True
 
     def create_probe(self) -> Any:
         """A segment whose content only processes of this node can read; None if memory cannot be shared now."""

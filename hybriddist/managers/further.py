@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from hybriddist.core.messages import Mode
 from hybriddist.deadline import Deadline
-from hybriddist.errors import ConnectError, LaunchError, ProcessExitedException, RemoteException
+from hybriddist.errors import ConnectError, LaunchError, ProcessExitedException, RemoteException, with_advice
 from hybriddist.limits import TERM_EXIT_SECONDS
 from hybriddist.managers import interpreter
 from hybriddist.managers.announcement import read_announcement
@@ -93,7 +93,7 @@ def start_further(
         try:
             configs[pid] = _spawn(process, command, flags)
         except OSError as error:
-            results[pid] = LaunchError(f"a further worker cannot be started: {error}")
+            results[pid] = LaunchError(f"a further worker cannot be started: {with_advice(error)}")
     for pid, config in configs.items():
         try:
             host, port = read_announcement(config, deadline, family.relay)

@@ -87,17 +87,26 @@ def words(value: Any, name: str, *, split: bool = False) -> list[str] | None:
     if value is None:
         return None
     if isinstance(value, str | os.PathLike):
-        text = os.fspath(value)
-        result = shlex.split(text) if split else [text]
+        result = [_text(value, name)]
+        if split:
+            try:
+                result = shlex.split(result[0])
+            except ValueError as error:
+                raise ValueError(f"{name}={value!r} cannot be split into words: {error}") from None
     elif isinstance(value, list | tuple):
-        result = [os.fspath(word) for word in value]
+        result = [_text(word, f"each word of {name}") for word in value]
     else:
         raise TypeError(f"{name} must be a string or a list of words, not {type(value).__name__}")
-    if not all(isinstance(word, str) for word in result):
-        raise TypeError(f"{name} must consist of strings")
     if not split and not (result and result[0]):
         raise ValueError(f"{name} is empty")
     return result
+
+
+def _text(value: Any, what: str) -> str:
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise TypeError(f"{what} must be a string or a path, not {type(text).__name__}")
+    return text
 
 
 def check_environment(env: Any) -> dict[str, str]:
@@ -122,14 +131,16 @@ def working_directory(wanted: str | os.PathLike[str] | None = None) -> str | Non
     """The workers' directory: the driver's, or what ``wanted`` is to it; ``None`` if the driver's has been removed.
 
     Raises:
+        TypeError: ``wanted`` is no path.
         LaunchError: it has been removed, and ``wanted`` is relative to it.
     """
+    given = None if wanted is None else _text(wanted, "dir")
     try:
-        return os.getcwd() if wanted is None else str(Path(wanted).absolute())
+        return os.getcwd() if given is None else str(Path(given).absolute())
     except FileNotFoundError:
-        if wanted is None:
+        if given is None:
             return None
-        text = f"the current directory has been removed, so dir={os.fspath(wanted)!r} is nowhere: give an absolute dir="
+        text = f"the current directory has been removed, so dir={given!r} is nowhere: give an absolute dir="
         raise LaunchError(text, stage="start") from None
 
 

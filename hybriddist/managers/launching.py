@@ -35,11 +35,11 @@ from hybriddist.errors import (
     CompositeException,
     LaunchError,
     LaunchTimeout,
-    ProcessExitedException,
 )
 from hybriddist.managers.announcement import read_announcement
 from hybriddist.managers.base import ClusterManager, WorkerConfig
-from hybriddist.managers.driver import Cluster
+from hybriddist.managers.driver import Cluster, output_of
+from hybriddist.managers.failures import as_exception, launch_error, raised
 from hybriddist.managers.further import FurtherManager, ask_for_further, number_of_further
 from hybriddist.managers.mesh import connect_workers, idents_of
 from hybriddist.managers.numeric import use_one_thread
@@ -71,6 +71,7 @@ class Launch:
         self._starting: dict[int, WorkerConfig] = {}
         self._pids: list[int] = []
         self._hosts: dict[int, str] = {}
+        self._stages: dict[int, list[str]] = {}
         self._failures: list[tuple[int, Exception]] = []
         self._probe: Any = None
         self._probe_made = threading.Event()
@@ -127,7 +128,7 @@ class Launch:
             finally:
                 self._begin()  # what was appended without a word
         except BaseException as error:
-            failure = _as_exception(error)
+            failure = as_exception(error)
         with self._changed:
             if failure is not None and not self._given_up:
                 self._failures.append((len(self._launched), failure))
@@ -186,13 +187,13 @@ class Launch:
 
     def _bring_in(self, pid: int, config: WorkerConfig, index: int) -> None:
         name = self._hosts[pid] = "localhost"
-        stage: list[str] = ["announce"]
+        stage = self._stages[pid] = ["announce"]
         try:
             name = self._hosts[pid] = config.host or name  # as the user wrote it
             self._connect_and_join(pid, config, stage)
             self._bring_in_further(pid, config, index)
         except BaseException as error:
-            self._settle(pid, index, _launch_error(_as_exception(error), name, stage[-1]))
+            self._settle(pid, index, launch_error(as_exception(error), name, stage[-1]))
         else:
             self._settle(pid, index, None)
 
@@ -261,7 +262,7 @@ class Launch:
             where = started[pid]
             self._hosts[pid] = another.host or "localhost"
             if isinstance(where, Exception):
-                self._settle(pid, index, _launch_error(where, self._hosts[pid], "announce"))
+                self._settle(pid, index, launch_error(where, self._hosts[pid], "announce"))
             else:
                 another.host, another.port, another.ospid = where
                 self._spawn(partial(self._bring_in, pid, another, index), pid, index)
@@ -293,6 +294,7 @@ class Launch:
     def _conclude(self) -> list[int]:
         with self._changed:
             failures = [error for _, error in sorted(self._failures, key=lambda entry: entry[0])]
+            starting = dict(self._starting)
             late = not self._settled()
             if self._given_up:
                 raise ClusterError(_SHUT_DOWN)
@@ -311,17 +313,28 @@ class Launch:
         if self._cluster.closed:
             raise ClusterError(_SHUT_DOWN)
         if late or (missing and self._deadline.expired()):
-            error = LaunchTimeout(f"addprocs did not finish within {self._params.get('timeout')} seconds")
-            error.pids = sorted(self._pids)
-            raise error
+            raise self._too_late(flat, starting, "start" if late else "mesh")
         flat += self._without_connections(missing)
         pids = sorted(self._pids)
         if flat:
             if len(flat) == 1 and not isinstance(flat[0], LaunchError) and not pids:
                 raise flat[0]  # most likely what the manager says of a wrong argument
-            flat = [error if isinstance(error, LaunchError) else _raised(error) for error in flat]
+            flat = [error if isinstance(error, LaunchError) else raised(error) for error in flat]
             raise CompositeException(f"{len(flat)} of the workers could not be started", flat, pids)
         return pids
+
+    def _too_late(self, failures: list[Exception], starting: Mapping[int, WorkerConfig], stage: str) -> LaunchTimeout:
+        """The overall limit: where the first of those that were not ready was, and what it had said."""
+        where = [(e.host, e.stage, e.stderr_tail) for e in failures if isinstance(e, LaunchTimeout)]
+        for pid, config in starting.items():
+            output = output_of(config)
+            tail = "" if output is None else output.stderr_tail()
+            where.append((self._hosts.get(pid, "localhost"), self._stages.get(pid, ["announce"])[-1], tail))
+        host, stage, tail = where[0] if where else ("localhost", stage, "")
+        text = f"addprocs did not finish within {self._params.get('timeout')} seconds"
+        error = LaunchTimeout(text, host=host, stage=stage, stderr_tail=tail)
+        error.pids = sorted(self._pids)
+        return error
 
     def _without_connections(self, missing: Mapping[int, Mapping[int, Exception]]) -> list[Exception]:
         """End the workers that cannot be reached as the cluster promises: all or nothing, as with any failed launch."""
@@ -363,34 +376,3 @@ class Launch:
             removal.start()
             removal.wait()
         return list(failures.values())
-
-
-def _as_exception(error: BaseException) -> Exception:
-    """Managers are users' code: even a `sys.exit` in one is a failure, not the end of a thread that somebody awaits."""
-    return error if isinstance(error, Exception) else _raised(error)
-
-
-def _words(error: BaseException) -> str:
-    """What an exception says; it may be a user's, and fail at that."""
-    try:
-        return str(error)
-    except Exception:
-        return type(error).__name__
-
-
-def _raised(error: BaseException) -> LaunchError:
-    made = LaunchError(f"the cluster manager raised {error!r}")
-    made.__cause__ = error
-    return made
-
-
-def _launch_error(error: Exception, host: str, stage: str) -> LaunchError:
-    if isinstance(error, LaunchError):
-        return error
-    tail = error.stderr_tail if isinstance(error, ProcessExitedException) else ""
-    kind = LaunchTimeout if isinstance(error, TimeoutError) else LaunchError
-    made = kind(
-        f"the worker was started but could not be used: {_words(error)}", host=host, stage=stage, stderr_tail=tail
-    )
-    made.__cause__ = error
-    return made

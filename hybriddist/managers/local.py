@@ -22,7 +22,7 @@ from threading import Lock
 from typing import Any, BinaryIO, Final
 
 from hybriddist.deadline import Deadline
-from hybriddist.errors import CompositeException, LaunchError
+from hybriddist.errors import CompositeException, LaunchError, with_advice
 from hybriddist.limits import TERM_EXIT_SECONDS
 from hybriddist.managers import interpreter
 from hybriddist.managers.announcement import COMMAND_ENDED
@@ -32,6 +32,7 @@ from hybriddist.runtime import folders
 from hybriddist.runtime.child import Child, PopenChild
 from hybriddist.runtime.nursery import DEFAULT_RUNNER, Birth, Nursery, TemplateDied
 from hybriddist.runtime.options import OPTIONS_FLAG, WorkerOptions
+from hybriddist.runtime.output import OutputRelay
 from hybriddist.settings import Settings
 
 _AHEAD: Final = 8
@@ -46,6 +47,7 @@ class LocalContext:
 
     Args:
         cookie: asked for the cluster's secret at each launch; it is kept in no other place here.
+        relay: of the cluster's output; it shows what template processes print.
         socket_directory: where workers put their sockets for connections inside the node (0700, the cluster's own);
             ``None``: they don't listen there.
         settings: the driver's settings, which its workers get.
@@ -55,11 +57,13 @@ class LocalContext:
     def __init__(
         self,
         cookie: Callable[[], str],
+        relay: OutputRelay,
         socket_directory: str | None = None,
         settings: Settings | None = None,
         runner: str = DEFAULT_RUNNER,
     ) -> None:
         self.cookie = cookie
+        self._relay = relay
         self.socket_directory = socket_directory
         self.settings = Settings.from_environment() if settings is None else settings
         self._runner = runner
@@ -78,7 +82,7 @@ class LocalContext:
             nursery = self._nurseries.get(key)
             if nursery is None or not nursery.alive:
                 path, folder = interpreter.module_path(), self.socket_directory
-                nursery = Nursery(executable, flags, environment, path, self._runner, folder)
+                nursery = Nursery(executable, flags, environment, path, self._relay, self._runner, folder)
                 self._nurseries[key] = nursery
             return nursery
 
@@ -261,8 +265,15 @@ class _Start:
         except LaunchError:  # first: the one that says the time is over is an OSError too
             raise
         except OSError as error:
-            raise LaunchError(f"a worker cannot be started: {error}") from error
+            raise LaunchError(f"a worker cannot be started: {with_advice(error)}{self._hint(error)}") from error
         self.config.ospid = self.config.process.ospid
+
+    def _hint(self, error: OSError) -> str:
+        command = self._launch.command
+        if not isinstance(error, FileNotFoundError) or command is None or len(command[0].split()) < 2:
+            return ""
+        words = command[0].split() + command[1:]
+        return f"; as a string exename is a single word: give a list, exename={words!r}, or flags as exeflags="
 
     def give_up(self) -> None:
         """Nobody wants it any more: it leaves, when it finds its leash ended."""
@@ -273,7 +284,8 @@ class _Start:
     def _begin(self) -> None:
         directory = self._launch.options.cwd
         if directory is not None and not os.path.isdir(directory):
-            raise LaunchError(f"the workers' directory {directory!r} does not exist")
+            problem = "is not a directory" if os.path.exists(directory) else "does not exist"
+            raise LaunchError(f"the workers' directory {directory!r} {problem}")
         if self._launch.command is None:
             self._ask()
 

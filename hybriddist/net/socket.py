@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hybriddist.deadline import Deadline
-from hybriddist.errors import ConnectError, TransportBroken
+from hybriddist.errors import NO_DESCRIPTORS, ConnectError, TransportBroken
 from hybriddist.net.address import Address, join_host_port
 
 KEEPALIVE_IDLE_SECONDS: Final = 10
@@ -188,8 +188,7 @@ _ADVICE: Final = {
     errno.EADDRINUSE: "the port is taken: choose another, or none to get any free one",
     errno.EADDRNOTAVAIL: "this is no address of this host that can be used now",
     errno.EACCES: "not permitted: ports below 1024 need privileges, and a firewall may forbid the connection",
-    errno.EMFILE: "this process has no descriptors left: raise its limit (ulimit -n)",
-    errno.ENFILE: "this host has no descriptors left: raise its limit (fs.file-max)",
+    **NO_DESCRIPTORS,
 }
 
 

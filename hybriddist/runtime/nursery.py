@@ -5,8 +5,10 @@ its answers. The nursery is owned by whoever made it; there is no list of nurser
 workers go on; they can still be watched and signalled through the descriptors that stand for them (on Linux), only how
 they ended can no longer be known.
 
-What this module does not know: which template fits which worker (``managers/local.py`` keeps them by key), output,
-connections, the cookie.
+What the template prints (site code may) goes through the relay of the workers' output, as a worker's startup.
+
+What this module does not know: which template fits which worker (``managers/local.py`` keeps them by key), how output
+is read, connections, the cookie.
 """
 
 from __future__ import annotations
@@ -18,17 +20,16 @@ import select
 import signal
 import socket
 import subprocess
-from collections import deque
 from collections.abc import Mapping, Sequence
 from threading import Condition, Lock, Thread
 from typing import IO, Any, Final
 
 from hybriddist.deadline import Deadline
-from hybriddist.errors import LaunchError, LaunchTimeout
-from hybriddist.limits import STDERR_TAIL_LINES
+from hybriddist.errors import InvalidStateException, LaunchError, LaunchTimeout, with_advice
 from hybriddist.runtime import control
 from hybriddist.runtime.child import Child, ExitStatus
 from hybriddist.runtime.options import WorkerOptions
+from hybriddist.runtime.output import OutputRelay, WorkerOutput
 from hybriddist.runtime.signals import leave_to_main_thread
 
 _COMMAND: Final = (
@@ -42,6 +43,9 @@ DEFAULT_RUNNER: Final = "hybriddist.runtime.worker:run"
 
 _END_SECONDS: Final = 3.0
 """From the end of the control socket to the template's own end: its grace for workers, and some."""
+
+_LAST_LINES_SECONDS: Final = 0.5
+"""After its end: for the last lines that it wrote."""
 
 
 class TemplateDied(LaunchError):
@@ -126,6 +130,7 @@ class Nursery:
         flags: its options, such as ``["-O"]``.
         env: the whole environment of the template; a worker's differences from it belong into its options.
         sys_path: where the template looks for its modules; absolute.
+        relay: shows what the template prints, and keeps its last lines for the error that tells of its end.
         runner: "module:function" that the copies run; tests put their own here.
         folder: where the workers' sockets will be; the template removes it when the driver is gone.
 
@@ -139,6 +144,7 @@ class Nursery:
         flags: Sequence[str],
         env: Mapping[str, str],
         sys_path: Sequence[str],
+        relay: OutputRelay,
         runner: str = DEFAULT_RUNNER,
         folder: str | None = None,
     ) -> None:
@@ -149,7 +155,7 @@ class Nursery:
         self._children: dict[int, NurseryChild] = {}
         self._last_id = 0
         self._alive = True
-        self._last_lines: deque[str] = deque(maxlen=STDERR_TAIL_LINES)
+        self._relay = relay
         self._sock, theirs = socket.socketpair()
         if theirs.fileno() <= 2:  # where this process has closed its own stdout, say: the template has one
             with theirs as low:
@@ -158,9 +164,10 @@ class Nursery:
             try:
                 arguments = [str(theirs.fileno()), runner, folder or "", *sys_path]
                 self._process = self._spawn([executable, *flags, "-c", _COMMAND, *arguments], theirs)
-            except OSError as error:
+                self._output = self._attach()
+            except (OSError, InvalidStateException) as error:
                 self._sock.close()
-                raise LaunchError(f"the interpreter {executable!r} cannot be started: {error}") from error
+                raise LaunchError(f"the interpreter {executable!r} cannot be started: {with_advice(error)}") from error
         self.ospid = self._process.pid
         self._thread = Thread(target=self._hear, name="hybriddist-nursery", daemon=True)
         self._thread.start()
@@ -169,7 +176,7 @@ class Nursery:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=[theirs.fileno()],
             env=self.env,
@@ -177,6 +184,15 @@ class Nursery:
             start_new_session=True,
             bufsize=0,
         )
+
+    def _attach(self) -> WorkerOutput:
+        process = self._process
+        try:
+            return self._relay.attach(process.stdout, process.stderr)
+        except BaseException:  # no descriptors are left, or the cluster is being shut down
+            with process:  # waited for, its pipes closed
+                process.kill()
+            raise
 
     @property
     def alive(self) -> bool:
@@ -254,25 +270,9 @@ class Nursery:
 
     def _hear(self) -> None:
         leave_to_main_thread()
-        errors = self._process.stderr
-        assert errors is not None  # it was asked for
-        poller = select.poll()
-        poller.register(self._sock, select.POLLIN)
-        poller.register(errors, select.POLLIN)
-        while True:
-            ready = {fd for fd, _ in poller.poll()}
-            if errors.fileno() in ready:
-                data = os.read(errors.fileno(), 65536)
-                if data:
-                    self._last_lines.extend(data.decode("utf-8", "replace").splitlines())
-                else:
-                    poller.unregister(errors)
-            if self._sock.fileno() in ready:
-                received = control.receive(self._sock)
-                if received is None:
-                    break
-                self._understand(*received)
-        self._template_ended(errors)
+        while (received := control.receive(self._sock)) is not None:
+            self._understand(*received)
+        self._template_ended()
         self._watch_orphans()
 
     def _understand(self, answer: dict[str, Any], descriptors: list[int]) -> None:
@@ -295,18 +295,15 @@ class Nursery:
                 request.error = LaunchError(f"no worker could be forked: {os.strerror(answer['errno'])}")
             self._changed.notify_all()
 
-    def _template_ended(self, errors: IO[bytes]) -> None:
+    def _template_ended(self) -> None:
         """The control socket has ended: reap the template, fail what was asked of it."""
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        os.set_blocking(errors.fileno(), False)  # a process that it started may hold the other end for ever
-        rest = errors.read()
-        if rest:
-            self._last_lines.extend(rest.decode("utf-8", "replace").splitlines())
-        errors.close()
+        self._relay.detach(self._output)  # a process that it started may hold the other ends for ever
+        self._relay.drain(self._output, _LAST_LINES_SECONDS)  # so that all errors have the same last lines
         with self._sending:  # nobody sends on a number that may soon be another file's
             self._alive = False
             self._sock.close()
@@ -338,4 +335,4 @@ class Nursery:
         return TemplateDied(f"the template process ended{status}", stderr_tail=self._tail())
 
     def _tail(self) -> str:
-        return "\n".join(self._last_lines)
+        return self._output.stderr_tail()

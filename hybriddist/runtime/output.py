@@ -97,7 +97,6 @@ class OutputRelay:
         self._thread: Thread | None = None
         self._jobs: deque[tuple[WorkerOutput, Callable[[], Any]]] = deque()
         self._waker: socket.socket | None = None
-        self._woken: socket.socket | None = None
         self._closed = False
 
     def attach(self, stdout: Any, stderr: Any = None, hook: Hook | None = None) -> WorkerOutput:
@@ -180,6 +179,10 @@ class OutputRelay:
             self._thread.join(deadline.remaining())
         self._printer.close(deadline.remaining() or 0.0)
 
+    def say(self, output: WorkerOutput, line: str) -> None:
+        """Print a line of our own among those of a worker."""
+        self._printer.put("stdout", label(line, output.pid))
+
     # ---- the reading thread -------------------------------------------------------------------------------------
 
     def _do(self, output: WorkerOutput, job: Callable[[], None]) -> bool:
@@ -187,24 +190,38 @@ class OutputRelay:
         with self._lock:
             if self._closed:
                 return False
-            self._jobs.append((output, job))
             if self._thread is None:
-                self._waker, self._woken = socket.socketpair()
-                self._waker.setblocking(False)
-                self._thread = Thread(target=self._read, args=(self._woken,), name="hybriddist-output", daemon=True)
-                self._thread.start()
+                self._begin()  # before the job is there to be done: it may fail for want of descriptors
+            self._jobs.append((output, job))
         self._wake()
         return True
+
+    def _begin(self) -> None:
+        selector = selectors.DefaultSelector()
+        try:
+            self._waker, woken = socket.socketpair()
+        except OSError:
+            selector.close()
+            raise
+        self._waker.setblocking(False)
+        self._selector = selector
+        thread = Thread(target=self._read, args=(selector, woken), name="hybriddist-output", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system allows no more threads
+            for file in (selector, self._waker, woken):
+                file.close()
+            raise
+        self._thread = thread
 
     def _wake(self) -> None:
         assert self._waker is not None  # made with the thread
         with contextlib.suppress(OSError):  # full of wakes: it will wake; closed: it has ended
             self._waker.send(b"x")
 
-    def _read(self, woken: socket.socket) -> None:
+    def _read(self, selector: selectors.BaseSelector, woken: socket.socket) -> None:
         leave_to_main_thread()
-        with selectors.DefaultSelector() as selector, woken:
-            self._selector = selector
+        with selector, woken:
             selector.register(woken, selectors.EVENT_READ, None)
             while not (self._closed and not self._jobs):
                 for key, _ in selector.select():

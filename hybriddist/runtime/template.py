@@ -67,6 +67,7 @@ def main(fd: int, runner: str = RUNNER, folder: str = "") -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
     gc.disable()
     run = _preload(runner)
+    _flush()  # what site code has printed is the template's own; each copy would print it again
     birth = _Template(socket.socket(fileno=fd), folder).serve()
     if birth is None:
         os._exit(0)
@@ -82,6 +83,12 @@ def _preload(runner: str) -> Callable[[WorkerOptions], Any]:
         importlib.import_module(needed)
     gc.freeze()  # what is here now is never traversed again: the pages stay shared with the workers
     return run
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # the driver is gone; site code has replaced it
+            stream.flush()
 
 
 class _Template:
@@ -246,7 +253,7 @@ def _become_worker(birth: _Birth, run: Callable[[WorkerOptions], Any]) -> NoRetu
 
 
 def _renew_streams(*, stderr_to_stdout: bool) -> None:
-    """New stream objects: the old ones believe that they write to the template's null device."""
+    """New stream objects: the old ones were made for the template's."""
     if stderr_to_stdout:
         os.dup2(1, 2, inheritable=True)
     sys.stdin = sys.__stdin__ = open(0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False)  # type: ignore[misc]  # noqa: SIM115

@@ -75,7 +75,10 @@ class Segment:
         Raises:
             SharedMemoryFull: there is no room, or there is no shared memory here; nothing is left behind.
         """
-        own_name = name or new_name()
+        try:
+            own_name = name or new_name()
+        except OSError as error:  # no descriptor is left to look at our own start time
+            raise _full(size, error) from error
         check_name(own_name)
         handle = None
         try:

@@ -166,6 +166,12 @@ def test_time_limit_of_the_whole_call() -> None:
     assert hd.addprocs(1) == [hd.workers()[0] + 2]
 
 
+def test_time_limit_tells_where_the_workers_were(command: Callable[[str], list[str]]) -> None:
+    with pytest.raises(hd.LaunchTimeout, match=r"did not finish within 0\.5 seconds") as info:
+        hd.addprocs(2, timeout=0.5, exename=command("echo pre; exec sleep 60"))
+    assert (info.value.host, info.value.stage, info.value.stderr_tail) == ("localhost", "announce", "pre")
+
+
 def test_a_manager_that_never_ends_is_left_behind() -> None:
     class Endless(hd.LocalManager):
         def launch(self, params: Any, launched: Any, notify: Any) -> None:

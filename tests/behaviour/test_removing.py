@@ -85,13 +85,14 @@ def test_unknown_and_removed_pids_are_ignored() -> None:
     assert hd.workers() == [two]
 
 
-@pytest.mark.parametrize("wrong", ["2", 2.5, None, ["x"]])
+@pytest.mark.parametrize("wrong", ["2", 2.5, None, ["x"], b"\x02", bytearray(b"\x02")])
 def test_what_is_no_pid(wrong: Any) -> None:
     (pid,) = hd.addprocs(1)
     with pytest.raises(TypeError, match="rmprocs takes pids and lists of pids"):
         hd.rmprocs(pid, wrong)
-    with pytest.raises(TypeError):
-        hd.rmprocs(pid, waitfor="long")
+    for waitfor, error in (("long", TypeError), (True, TypeError), (float("nan"), ValueError), (-1, ValueError)):
+        with pytest.raises(error, match=r"^waitfor must"):
+            hd.rmprocs(pid, waitfor=waitfor)  # type: ignore[arg-type]
     assert hd.workers() == [pid]
 
 

@@ -214,6 +214,27 @@ def test_a_system_without_more_processes(run_python: ScriptRunner, tmp_path: Pat
     assert done.returncode == 0
 
 
+def test_a_process_without_more_descriptors(run_python: ScriptRunner) -> None:
+    """The error says what to do; when it is done, workers can be added."""
+    code = """
+    import resource
+    import hybriddist as hd
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+    try:
+        hd.addprocs(12, transport="tcp")
+    except hd.CompositeException as group:
+        print([str(error) for error in group if "raise its limit (ulimit -n)" not in str(error)])
+    else:
+        raise AssertionError("the limit was not felt")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    (pid,) = hd.addprocs(1)
+    print(hd.remotecall_fetch(hd.myid, pid) == pid)
+    """
+    done = run_python(code, timeout=60)
+    assert done.stdout == "[]\nTrue\n", done.stderr
+
+
 @pytest.mark.usefixtures("_only_what_was_there")
 def test_an_address_that_is_somebody_elses(command: Callable[[str], list[str]]) -> None:
     """The port was announced and then taken by a server of another kind, which answers with its own banner."""

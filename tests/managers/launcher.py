@@ -22,8 +22,8 @@ class Launcher:
     """What a cluster does with a manager, as far as launching goes."""
 
     def __init__(self, directory: Path) -> None:
-        self.context = LocalContext(lambda: COOKIE, str(directory), Settings(), fake_worker.NAME)
         self.relay = OutputRelay()
+        self.context = LocalContext(lambda: COOKIE, self.relay, str(directory), Settings(), fake_worker.NAME)
         self.launched: list[WorkerConfig] = []
 
     def launch(self, n: int = 1, **params: Any) -> list[WorkerConfig]:
@@ -53,5 +53,5 @@ class Launcher:
                 config.io.close()
                 assert config.environ is not None
                 config.environ["stderr"].close()
-        self.relay.close(5)
         self.context.close()
+        self.relay.close(5)

@@ -13,9 +13,10 @@ import pytest
 
 from hybriddist.deadline import Deadline
 from hybriddist.errors import LaunchError, LaunchTimeout
-from hybriddist.limits import MAX_LINES_BEFORE_HEADER
+from hybriddist.limits import MAX_CHARACTERS_BEFORE_HEADER, MAX_LINE_BYTES, MAX_LINES_BEFORE_HEADER
 from hybriddist.managers.announcement import (
     COMMAND_ENDED,
+    MALFORMED,
     TIMED_OUT,
     TOO_MANY_LINES,
     parse_announcement,
@@ -113,6 +114,41 @@ def test_command_that_says_too_much(
         launcher.announced(config, seconds=60)
     assert caught.value.message == TOO_MANY_LINES
     assert capsys.readouterr().out.count("\tFrom worker startup:\t") == MAX_LINES_BEFORE_HEADER + 1
+    assert config.process.wait(Deadline(10)) == ExitStatus(signal=signal.SIGKILL)
+
+
+DROPPED = "\tFrom worker startup:\t... more lines dropped"
+
+
+def test_command_that_never_stops(
+    launcher: Launcher, command: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What had been read when it was given up is shown; the terminal is not flooded with the rest."""
+    (config,) = launcher.launch(exename=command("exec yes"))
+    with pytest.raises(LaunchError) as caught:
+        launcher.announced(config, seconds=60)
+    assert caught.value.message == TOO_MANY_LINES
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["\tFrom worker startup:\ty"] * (MAX_LINES_BEFORE_HEADER + 1) + [DROPPED]
+
+
+def test_command_that_never_ends_its_line(
+    launcher: Launcher, command: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config,) = launcher.launch(exename=command("exec tr '\\0' y < /dev/zero"))
+    with pytest.raises(LaunchError) as caught:
+        launcher.announced(config, seconds=60)
+    assert caught.value.message == TOO_MANY_LINES
+    pieces = [line for line in capsys.readouterr().out.splitlines() if line != DROPPED]
+    assert len(pieces) == MAX_CHARACTERS_BEFORE_HEADER // MAX_LINE_BYTES + 1
+
+
+@pytest.mark.parametrize("line", ["99999999#127.0.0.1", "abc#", "0#h", "9009#two words"])
+def test_malformed_announcement(launcher: Launcher, command: Callable[[str], list[str]], line: str) -> None:
+    (config,) = launcher.launch(exename=command(f"echo 'hybriddist_worker:{line}'; exec sleep 60"))
+    with pytest.raises(LaunchError) as caught:
+        launcher.announced(config, seconds=60)
+    assert caught.value.message == MALFORMED.format(f"hybriddist_worker:{line}")
     assert config.process.wait(Deadline(10)) == ExitStatus(signal=signal.SIGKILL)
 
 

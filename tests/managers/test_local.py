@@ -150,6 +150,19 @@ def test_what_cannot_be_started(launcher: Launcher, params: dict[str, Any]) -> N
     assert "/no/such" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({"dir": __file__}, "is not a directory"),
+        ({"exename": "python3 -O"}, "exename=['python3', '-O'], or flags as exeflags="),
+    ],
+)
+def test_errors_that_say_what_to_do(launcher: Launcher, params: dict[str, Any], text: str) -> None:
+    with pytest.raises(CompositeException) as caught:
+        launcher.launch(1, **params)
+    assert text in str(caught.value)
+
+
 @pytest.mark.parametrize("params", [{"env": 3}, {"exename": 3}, {"exeflags": 3}, {"exename": ""}, {"env": {"=": ""}}])
 def test_wrong_parameters_start_nothing(launcher: Launcher, params: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)):

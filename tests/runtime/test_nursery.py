@@ -17,6 +17,7 @@ from hybriddist.errors import LaunchError, LaunchTimeout
 from hybriddist.runtime.child import ExitStatus
 from hybriddist.runtime.nursery import Nursery, NurseryChild, TemplateDied
 from hybriddist.runtime.options import WorkerOptions
+from hybriddist.runtime.output import OutputRelay
 from tests.helpers.polling import poll_for
 from tests.runtime import fake_worker, fork_refused
 
@@ -59,8 +60,15 @@ Fork = Callable[..., Forked]
 
 
 @pytest.fixture
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery(sys.executable, [], os.environ, [os.path.abspath(p) for p in sys.path], fake_worker.NAME)
+def relay() -> Iterator[OutputRelay]:
+    relay = OutputRelay()
+    yield relay
+    relay.close(5)
+
+
+@pytest.fixture
+def nursery(relay: OutputRelay) -> Iterator[Nursery]:
+    nursery = Nursery(sys.executable, [], os.environ, [os.path.abspath(p) for p in sys.path], relay, fake_worker.NAME)
     yield nursery
     nursery.close(10)
 
@@ -238,9 +246,9 @@ def test_closing_kills_workers_that_cannot_leave(fork: Fork, nursery: Nursery, t
     assert not path.exists()
 
 
-def test_no_more_processes_allowed() -> None:
+def test_no_more_processes_allowed(relay: OutputRelay) -> None:
     environment = {**os.environ, "FORK_REFUSED": "1"}
-    nursery = Nursery(sys.executable, [], environment, list(map(os.path.abspath, sys.path)), fork_refused.NAME)
+    nursery = Nursery(sys.executable, [], environment, list(map(os.path.abspath, sys.path)), relay, fork_refused.NAME)
     for _ in range(2):  # the template survives a refusal
         with pytest.raises(LaunchError, match="no worker could be forked: Resource temporarily unavailable"):
             Forked(nursery)
@@ -248,15 +256,62 @@ def test_no_more_processes_allowed() -> None:
     nursery.close()
 
 
-def test_interpreter_that_does_not_start(tmp_path: Path) -> None:
+def test_interpreter_that_does_not_start(tmp_path: Path, relay: OutputRelay) -> None:
     with pytest.raises(LaunchError, match="cannot be started"):
-        Nursery(str(tmp_path / "missing"), [], os.environ, sys.path)
-    nursery = Nursery(sys.executable, ["--no-such-option"], os.environ, sys.path)
+        Nursery(str(tmp_path / "missing"), [], os.environ, sys.path, relay)
+    nursery = Nursery(sys.executable, ["--no-such-option"], os.environ, sys.path, relay)
     with pytest.raises(TemplateDied) as caught:
         Forked(nursery)
     nursery.close()
     assert "exit code 2" in caught.value.message
     assert "no-such-option" in caught.value.stderr_tail
+
+
+SLOWLY = """
+import os, time
+for byte in "".join(f"läuft {n}\\n" for n in range(30)).encode():
+    os.write(2, bytes([byte]))
+    time.sleep(0)
+print("and on stdout")
+raise SystemExit(5)
+"""
+
+
+def test_last_words_of_a_template_are_whole(tmp_path: Path, relay: OutputRelay) -> None:
+    """Its interpreter writes them in small pieces; all who had asked it for a worker hear the same."""
+    (tmp_path / "sitecustomize.py").write_text(SLOWLY, encoding="utf-8")
+    nursery = Nursery(sys.executable, [], {**os.environ, "PYTHONPATH": str(tmp_path)}, sys.path, relay)
+    stdin, leash = _pipe()
+    tails = []
+    with stdin, leash:
+        for _ in range(2):
+            with pytest.raises(TemplateDied) as caught:
+                nursery.ask(WorkerOptions(), (stdin.fileno(),) * 3, leash).wait(Deadline(20))
+            tails.append(caught.value.stderr_tail.splitlines())
+    nursery.close()
+    assert tails[0] == tails[1]
+    assert "SystemExit: 5" in tails[0]
+    said = [line for line in tails[0] if line.startswith("läuft")]
+    assert said
+    assert said == [f"läuft {n}" for n in range(30 - len(said), 30)]
+
+
+def test_what_site_code_prints_is_shown_once(
+    tmp_path: Path, relay: OutputRelay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; print('Welcome'); print('Careful', file=sys.stderr)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    nursery = Nursery(sys.executable, [], environment, list(map(os.path.abspath, sys.path)), relay, fake_worker.NAME)
+    workers = [Forked(nursery), Forked(nursery)]
+    for worker in workers:
+        worker.announced()  # and says nothing before
+        worker.leash.close()
+        assert worker.child.wait(Deadline(10)) is not None
+        assert worker.stdout.read() + worker.stderr.read() == b""
+        worker.close()
+    nursery.close()
+    assert relay.drain(0, 10)
+    assert capsys.readouterr() == ("\tFrom worker startup:\tWelcome\n", "\tFrom worker startup:\tCareful\n")
 
 
 def test_template_that_does_not_answer(nursery: Nursery) -> None:
@@ -285,8 +340,9 @@ def test_driver_killed_leaves_nothing(run_python: Callable[..., Any], tmp_path: 
     code = """
     import os, signal, sys, time
     from hybriddist.runtime.nursery import Nursery
+    from hybriddist.runtime.output import OutputRelay
     from tests.runtime import fake_worker, test_nursery
-    nursery = Nursery(sys.executable, [], os.environ, sys.path, fake_worker.NAME)
+    nursery = Nursery(sys.executable, [], os.environ, sys.path, OutputRelay(), fake_worker.NAME)
     codes = ["", "while True: pass", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"]
     workers = [test_nursery.Forked(nursery, code) for code in codes]
     workers[0].announced()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -240,6 +241,25 @@ def test_an_error_costs_one_workers_output_and_not_the_relay(relay: OutputRelay,
     assert printed.out == "      From worker 2:\tfine\n"
     assert "internal error while relaying output" in printed.err
     assert "the hook fails" in printed.err
+
+
+def test_no_descriptors_left_for_the_thread(relay: OutputRelay, printed: Printed) -> None:
+    """What could not be relayed does not disturb what comes later."""
+    (lost, lost_writer), (reader, writer) = pipe(), pipe()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            relay.attach(lost)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    lost.close()
+    lost_writer.close()
+    output = relay.attach(reader)
+    with writer:
+        writer.write(b"hello\n")
+    assert relay.drain(output, 10)
+    assert printed.out == "\tFrom worker startup:\thello\n"
 
 
 def test_after_close_nothing_waits(relay: OutputRelay) -> None:
