@@ -13,7 +13,7 @@ def as_exception(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else raised(error)
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
     """What an exception says; it may be a user's, and fail at that."""
     try:
         return with_advice(error)
@@ -35,7 +35,7 @@ def launch_error(error: Exception, host: str, stage: str) -> LaunchError:
     tail = error.stderr_tail if isinstance(error, ProcessExitedException) else ""
     kind = LaunchTimeout if isinstance(error, TimeoutError) else LaunchError
     made = kind(
-        f"the worker was started but could not be used: {_words(error)}", host=host, stage=stage, stderr_tail=tail
+        f"the worker was started but could not be used: {words(error)}", host=host, stage=stage, stderr_tail=tail
     )
     made.__cause__ = error
     return made

@@ -39,7 +39,7 @@ from hybriddist.errors import (
 from hybriddist.managers.announcement import read_announcement
 from hybriddist.managers.base import ClusterManager, WorkerConfig
 from hybriddist.managers.driver import Cluster, output_of
-from hybriddist.managers.failures import as_exception, launch_error, raised
+from hybriddist.managers.failures import as_exception, launch_error, raised, words
 from hybriddist.managers.further import FurtherManager, ask_for_further, number_of_further
 from hybriddist.managers.mesh import connect_workers, idents_of
 from hybriddist.managers.numeric import use_one_thread
@@ -279,7 +279,7 @@ class Launch:
             self._cluster.abandon(pid, ExitReason("it was never started"))
         except BaseException as problem:
             if failure is not None:
-                failure.add_note(f"ending it failed too: {_words(problem)}")
+                failure.add_note(f"ending it failed too: {words(problem)}")
         with self._changed:
             if failure is not None:
                 self._failures.append((index, failure))
