@@ -23,6 +23,7 @@ from hybriddist.errors import HybridDistError, InvalidStateException, RemoteExce
 from hybriddist.ids import RRID, as_pid
 from hybriddist.reference import DEAD, Reference
 from hybriddist.runtime.channels import Channel, check_item
+from hybriddist.runtime.claims import claim
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.context import this_process
 from hybriddist.runtime.current import current
@@ -378,6 +379,9 @@ def _revive(where: int, whence: int, id_: int, giver: int, kind: type, flags: in
     """A reference has arrived: its canonical handle."""
     process, rrid = current(), RRID(whence, id_)
     return process.references.arrived(rrid, where, giver, lambda: new_handle(process, where, rrid, kind, flags))
+
+
+_claim: Final = claim  # belongs to `_revive`: see `core/payload.py`
 
 
 def _revive_dead(kind: type, why: str | None) -> RemoteChannel:

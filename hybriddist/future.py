@@ -21,6 +21,7 @@ from hybriddist.ids import RRID, as_pid
 from hybriddist.reference import DEAD, Reference
 from hybriddist.runtime.asking import LOST
 from hybriddist.runtime.cancelling import cancel_reference
+from hybriddist.runtime.claims import claim as _claim  # noqa: F401 - belongs to `_revive`: see `core/payload.py`
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.current import current
 from hybriddist.runtime.inquiry import member
@@ -376,8 +377,7 @@ def _new(process: Process, where: int, rrid: RRID) -> Future:
 
 def _revive(where: int, whence: int, id_: int, giver: int) -> Future:
     """A reference has arrived: its canonical handle."""
-    process = current()
-    rrid = RRID(whence, id_)
+    process, rrid = current(), RRID(whence, id_)
     return process.references.arrived(rrid, where, giver, lambda: _new(process, where, rrid))
 
 

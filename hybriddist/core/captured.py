@@ -21,6 +21,7 @@ from hybriddist.core.dismantle import (
     headline,
     message,
     own_attribute,
+    pickles,
     put_together,
     shorten,
     take_apart,
@@ -30,6 +31,9 @@ from hybriddist.transport import Buffer
 
 if TYPE_CHECKING:
     import traceback
+
+NESTED: Final = b"_revive_nested"
+"""In every pickle with a captured exception in it that is no reply by itself."""
 
 _OUR_FOLDER: Final = os.path.dirname(os.path.abspath(hybriddist.errors.__file__)) + os.sep
 
@@ -58,7 +62,7 @@ class CapturedException:
 
     def __reduce__(self) -> tuple[Any, ...]:
         body, buffers = dump(self, interruptible=True)
-        return _load_nested, (body, [pickle.PickleBuffer(buffer) for buffer in buffers])
+        return _revive_nested, (body, [pickle.PickleBuffer(buffer) for buffer in buffers])
 
 
 def capture(exception: BaseException, *, interruptible: bool = False) -> CapturedException:
@@ -106,8 +110,19 @@ def load(body: Buffer, buffers: Iterable[Buffer] = ()) -> CapturedException:
         return CapturedException(DeserializeError(f"these bytes are no captured exception: {headline(error)}"), "")
 
 
-def _load_nested(body: Buffer, buffers: list[Buffer]) -> CapturedException:
+def claims(body: Buffer, buffers: Iterable[Buffer] = ()) -> list[Any]:
+    """What the receiver of a dumped exception claims: references are in the pickles of its parts."""
+    _, parts = payload.loads(body, buffers)
+    return [claim for part_body, part_buffers in pickles(parts) for claim in payload.claims(part_body, part_buffers)]
+
+
+def _revive_nested(body: Buffer, buffers: list[Buffer]) -> CapturedException:
+    """One that is part of a value; it may have references in it (`payload`)."""
     return load(body, buffers)
+
+
+def _claim_nested(body: Buffer, buffers: list[Buffer]) -> list[Any]:
+    return claims(body, buffers)
 
 
 def _message_at_any_rate(exception: BaseException) -> str:

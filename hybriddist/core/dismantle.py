@@ -248,6 +248,13 @@ def put_together(raw_parts: list[tuple[Any, ...]], traceback_text: str) -> BaseE
     return make(0)
 
 
+def pickles(raw_parts: list[tuple[Any, ...]]) -> Iterator[tuple[bytes, list[Any]]]:
+    """The pickles in what `take_apart` made, with their buffers."""
+    for part in (_Part(*raw) for raw in raw_parts):
+        if part.body is not None:
+            yield part.body, part.buffers
+
+
 def _make(part: _Part, traceback_text: str) -> BaseException:
     """The exception of one part, or what stands for it."""
     original = StandIn(part.type_name, part.text)

@@ -11,6 +11,12 @@ being copied into it. Pickling goes the cheapest way that is right::
         ▼
         SerializeError, which says what failed and where it sits (core/culprit.py)
 
+References count while they travel: each that is in a pickle is a claim of the receiver's (`core/references.py`). They
+are rebuilt by functions of ours with "revive" in their names. A value that cannot be rebuilt here has claims as any
+other: what `loads` did not come to is read once more by a walker, which makes nothing and runs no code of the value,
+and given up (`decline`). In place of ``revive`` of a module the walker calls ``claim`` of the same module, which says
+what was claimed.
+
 Only the plain values of the first line are common, so only they are fast: 0.7 µs for a small tuple. Plain arrays that
 are a call's arguments or its result do not come that far (`core/plain.py`). What this module does not know:
 messages, connections, and whose bytes these are. It must never be given bytes of a peer that has not proved the cookie.
@@ -49,6 +55,12 @@ NUMBERS: Final = frozenset({int, float, bool, complex, type(None)})
 
 _NAMES_SOMETHING: Final = pickle.STACK_GLOBAL
 """In a pickle without this byte nothing is imported. In one with it, something may be; that costs 1 µs more."""
+
+_REVIVE: Final = "revive"
+"""Part of the names of all functions that rebuild references, and what else may have some in its own pickle."""
+
+_CLAIM: Final = "claim"
+"""In its place, in the name of the function that says what was claimed."""
 
 _PICKLE: Final = pickle.PROTO[0]
 """What every pickle begins with, and nothing else that is sent."""
@@ -111,18 +123,57 @@ def loads(body: Buffer, buffers: Iterable[Buffer] = ()) -> Any:
 
     Raises:
         DeserializeError: for whatever goes wrong, be it a `SystemExit` raised by the code of an object; the cause is
-            chained.
+            chained. The references in it are given up: it must not be tried again.
     """
+    revived: list[None] = []
     try:
         if body[0] != _PICKLE:
             return plain.rebuild(body[0], _loads(body[1:]), buffers)
         if type(body) is not bytes or _NAMES_SOMETHING in body:
-            return _Unpickler(io.BytesIO(body), buffers=buffers).load()
+            unpickler = _Unpickler(io.BytesIO(body), buffers=buffers)
+            unpickler.revived = revived
+            return unpickler.load()
         return _loads(body, buffers=buffers)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        decline(body, buffers, len(revived))
         raise DeserializeError(_explain(error, len(body))) from error
+
+
+def claims(body: Buffer, buffers: Iterable[Buffer] = ()) -> list[Any]:
+    """What a value's receiver claims: the `Claim` of each reference in it. Rebuilds nothing."""
+    return [claim for group in walk(body, buffers)[1] for claim in group]
+
+
+def decline(body: Buffer, buffers: Iterable[Buffer] = (), revived: int = 0) -> None:
+    """Give up the references in a value that is not rebuilt here. To be called once, as `loads` is.
+
+    Args:
+        revived: so many, the first ones, were rebuilt: their handles see to them.
+    """
+    if _REVIVE.encode() in bytes(body):
+        for group in walk(body, buffers)[1][revived:]:
+            for claim in group:
+                claim.decline()
+
+
+def walk(body: Buffer, buffers: Iterable[Buffer]) -> tuple[Any, list[Sequence[Any]]]:
+    """Read a pickle without rebuilding what is in it.
+
+    Returns:
+        The value with nothing but plain values in it, None if it is broken; and for each call of a reviving function,
+        in their order, what it claims.
+    """
+    groups: list[Sequence[Any]] = []
+    try:
+        if body[0] != _PICKLE:
+            return plain.rebuild(body[0], _loads(body[1:]), buffers), groups
+        walker = _Walker(io.BytesIO(body), buffers=buffers)
+        walker.groups = groups
+        return walker.load(), groups
+    except Exception:
+        return None, groups  # it is broken: what came before that counts
 
 
 def is_small(value: Any, limit: int) -> bool:
@@ -174,13 +225,66 @@ class _Unpickler(pickle.Unpickler):
     is half done, and numpy does not recover from it: the first arrays sent to a new worker would break it for ever.
     """
 
+    revived: list[None]
+    """One for each call of a reviving function that has returned."""
+
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if module_name not in sys.modules:
             end = module_name.find(".")
             while end >= 0:
                 importlib.import_module(module_name[:end])
                 end = module_name.find(".", end + 1)
-        return super().find_class(module_name, global_name)
+        found = super().find_class(module_name, global_name)
+        if _REVIVE not in global_name or not _is_ours(module_name):
+            return found
+        revived = self.revived  # not `self`: the function is in its memo, and would keep all that was unpickled
+
+        def revive(*args: Any) -> Any:
+            handle = found(*args)
+            revived.append(None)
+            return handle
+
+        return revive
+
+
+class _InertType(type):
+    """Does whatever a pickle does with what it has named or made, and nothing by it."""
+
+    def __call__(cls, *_: Any, **__: Any) -> Any:
+        return cls
+
+    def __setitem__(cls, _: Any, __: Any) -> None: ...
+
+    __setstate__ = append = extend = add = __call__
+
+
+class _Inert(metaclass=_InertType):
+    """Stands for every function, class and object of a pickle that is only walked through."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return cls
+
+
+class _Walker(pickle.Unpickler):
+    """Reads a pickle for the claims in it. Nothing is imported for it, and none of the code that it names runs."""
+
+    groups: list[Sequence[Any]]
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if _REVIVE not in global_name or not _is_ours(module_name):
+            return _Inert
+        claim = getattr(importlib.import_module(module_name), global_name.replace(_REVIVE, _CLAIM), None)
+        groups = self.groups
+
+        def revive(*args: Any) -> Any:
+            groups.append(() if claim is None else claim(*args))
+            return _Inert
+
+        return revive
+
+
+def _is_ours(module_name: str) -> bool:
+    return module_name.startswith("hybriddist.")
 
 
 # ---- the slow ways ----------------------------------------------------------------------------------------------

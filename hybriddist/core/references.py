@@ -256,6 +256,10 @@ class HolderBook(Generic[H]):
         """A reference that we hold goes into a message for ``receiver``, once for every copy that is unpickled."""
         self._change(owner, rrid, edge(self.pid, receiver), 1)
 
+    def declined(self, rrid: RRID, owner: int, giver: int) -> None:
+        """A reference came in a message from ``giver``, as in `arrived`, and there will be no handle for it."""
+        self._change(owner, rrid, edge(giver, self.pid), -1)
+
     def released(self, rrid: RRID) -> None:
         """Give up the reference now, while its handle still lives. Without effect if there is none."""
         holding = self._holdings.get(rrid)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybriddist.errors import HybridDistError, InvalidStateException
 from hybriddist.ids import RRID
+from hybriddist.runtime.claims import IN_THE_MARGIN, Claim
 from hybriddist.runtime.context import this_process
 from hybriddist.shm.block import Address, Block
 
@@ -46,9 +47,18 @@ def revive(whence: int, id_: int, where: int, giver: int, receiver: int, descrip
     return handle
 
 
+def claim(whence: int, id_: int, where: int, giver: int, receiver: int, _: tuple[Any, ...]) -> list[Claim]:
+    """What is claimed by it: for values that cannot be rebuilt (`core/payload.py`)."""
+    return [Claim(RRID(whence, id_), where, giver, is_first=where == giver and receiver not in (0, giver))]
+
+
 def revive_known(owner: int, id_: int) -> BlockHandle:
     """Likewise, one that was described before."""
     return this_process().blocks.known(owner, id_)
+
+
+def claim_known(owner: int, id_: int) -> list[Claim]:
+    return [Claim(RRID(owner, id_), IN_THE_MARGIN, owner)]
 
 
 def revive_dead(kind: type[BlockHandle]) -> BlockHandle:

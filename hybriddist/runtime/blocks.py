@@ -122,12 +122,24 @@ class Blocks:
         """A bare reference has arrived, of a handle that was described to this process before."""
         with self.margin:
             pin = self.pins.get((owner, id_))
-            if pin is not None:
+            if pin is not None and pin[0] is not None:
                 pin[1] += 1
                 handle: BlockHandle = pin[0]
                 return handle
         description = self._process.fetch_call(describe, owner, (owner, id_), {})
-        return arrive(self._process, RRID(owner, id_), owner, owner, description)
+        handle = arrive(self._process, RRID(owner, id_), owner, owner, description)
+        if pin is not None:
+            pin[0] = handle
+        return handle
+
+    def counts(self, rrid: tuple[int, int]) -> bool:
+        """A bare reference has arrived, and no handle is wanted: whether it is counted here, in the margin."""
+        with self.margin:
+            pin = self.pins.get(rrid)
+            if pin is None or pin[0] is None:
+                return False
+            pin[1] += 1
+            return True
 
     # ---- arriving, and being forgotten ------------------------------------------------------------------------
 
@@ -182,8 +194,8 @@ class Blocks:
                 del self.pins[rrid]
             self._too_late = {rrid for rrid in self._too_late if rrid[0] != pid}
 
-    def pin(self, rrid: RRID, handle: BlockHandle) -> None:
-        """A handle has come from its owner, who will say when it can be forgotten."""
+    def pin(self, rrid: RRID, handle: BlockHandle | None) -> None:
+        """A handle has come from its owner, who will say when it can be forgotten. None: in what cannot be rebuilt."""
         with self.margin:
             if rrid in self._too_late:
                 self._too_late.remove(rrid)

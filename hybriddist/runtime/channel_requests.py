@@ -224,10 +224,15 @@ class ChannelRequests:
         peer, call_id = asker.peer, request.call_id
         try:
             if asker.withdrawn:
+                payload.decline(request.body, request.buffers)
                 reply(peer, call_id, Outcome.CANCELLED, None)
                 return
             rrid = RRID(request.whence, request.id)
-            backing = self.backing(rrid, create=bool(request.operation & MAY_CREATE))
+            try:
+                backing = self.backing(rrid, create=bool(request.operation & MAY_CREATE))
+            except InvalidStateException:
+                payload.decline(request.body, request.buffers)
+                raise
             content = call_in_user_code(payload.loads, (request.body, request.buffers), {}) if request.body else ()
             if isinstance(backing, Channel):
                 self._run_on_channel(asker, backing, content)

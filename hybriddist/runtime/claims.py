@@ -16,6 +16,9 @@ the driver passes the changes on::
                    ├─ may connect: connect, then Claims
                    └─ may not: call relay_claims on the driver ──► call apply_claims on the owner
 
+What cannot be unpickled at the receiver has its claims all the same: those whose handles it did not come to are given
+up (`Claim.decline`, called by ``core/payload.py``).
+
 What this module does not know: the counting itself (``core/references.py``), and what a handle looks like.
 """
 
@@ -25,7 +28,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from hybriddist.core import payload
+from hybriddist.core import captured, payload
 from hybriddist.core.messages import Claims, new
 from hybriddist.core.references import Change, HolderBook, edge
 from hybriddist.errors import (
@@ -35,15 +38,40 @@ from hybriddist.errors import (
     TransportError,
 )
 from hybriddist.ids import DRIVER, RRID
-from hybriddist.runtime.context import this_process
+from hybriddist.records import Record
+from hybriddist.runtime.context import known, this_process
 
 if TYPE_CHECKING:
     from hybriddist.runtime.process import Process
 
 H = TypeVar("H")
 
-_IN_THE_MARGIN: Final = -1
-"""In the place of an owner: this process, which counts bare references to its blocks (``blocks.py``) by itself."""
+IN_THE_MARGIN: Final = -1
+"""In the place of an owner: the creator, which counts bare references to its blocks (``blocks.py``) by itself."""
+
+_Dump = Callable[[Any, Sequence[str], Callable[[], object]], tuple[bytes, Any]]
+"""As `payload.dumps`."""
+
+
+class Claim(Record):
+    """A claim that came, or goes, with a value."""
+
+    rrid: RRID
+    owner: int
+    giver: int
+    is_first: bool = False
+    """By it the receiver is told of a block, of which it will get bare references from now on."""
+
+    def decline(self) -> None:
+        """No handle will be made for it here."""
+        process = known()
+        if process is not None:
+            process.references.declined(self)
+
+
+def claim(where: int, whence: int, id_: int, giver: int, *_: Any) -> list[Claim]:
+    """What is claimed by the pickle of a Future or a RemoteChannel, from what these pass to their ``_revive``."""
+    return [Claim(RRID(whence, id_), where, giver)]
 
 
 class _Sending(threading.local):
@@ -98,6 +126,16 @@ class References:
             handle: H = self._book.arrived(rrid, owner, giver, make, times)
         return handle
 
+    def declined(self, claim: Claim) -> None:
+        """A reference arrived in what cannot be rebuilt here, or is not wanted any more."""
+        rrid, owner, giver, is_first = claim
+        if owner != IN_THE_MARGIN or not self._process.blocks.counts(rrid):
+            with self._lock:
+                self._book.declined(rrid, giver if owner == IN_THE_MARGIN else owner, giver)
+        if is_first:
+            self._process.blocks.pin(rrid, None)
+        self.flush()
+
     def handle(self, rrid: RRID) -> Any:
         """The canonical handle of a reference; None if none lives here."""
         with self._lock:
@@ -147,7 +185,7 @@ class References:
         """Called by a handle that is being pickled as a bare reference, which is counted in the margin."""
         met = self._sending.met
         assert met is not None  # `receiver` has said so
-        met.append((rrid, _IN_THE_MARGIN))
+        met.append((rrid, IN_THE_MARGIN))
 
     def encode(self, value: Any, pid: int, labels: Sequence[str] = ()) -> tuple[bytes, Any, bool]:
         """Pickle a value that may have references in it for process ``pid``, and give it its claims.
@@ -157,14 +195,26 @@ class References:
         self.likely = False
         body, buffers, met = self._encode(value, labels, pid)
         if met:
+            if captured.NESTED in body:  # its parts may have been pickled more than once
+                met = _pairs(payload.claims(body, buffers))
             self._give(met, pid)
         return body, buffers, bool(met)
+
+    def encode_captured(self, failure: captured.CapturedException, pid: int) -> tuple[bytes, Any]:
+        """`captured.dump` for process ``pid``, which gets its claims on what the exception refers to.
+
+        Blocks as `encode` does. A part that cannot be pickled is tried in several ways: what counts is what came of it.
+        """
+        body, buffers, met = self._encode(failure, (), pid, _dump_captured)
+        if met:
+            self._give(_pairs(captured.claims(body, buffers)), pid)
+        return body, buffers
 
     def _give(self, met: Sequence[tuple[RRID, int]], pid: int) -> None:
         process = self._process
         owners = set()
         for rrid, owner in met:
-            if owner == _IN_THE_MARGIN:
+            if owner == IN_THE_MARGIN:
                 process.blocks.count(rrid.id, pid)
             elif owner == process.pid:
                 # Without the detour through the book: an add that is heard early does no harm.
@@ -186,7 +236,7 @@ class References:
         return None if met else (body, buffers)
 
     def _encode(
-        self, value: Any, labels: Sequence[str], receiver: int = 0
+        self, value: Any, labels: Sequence[str], receiver: int = 0, dump: _Dump = payload.dumps
     ) -> tuple[bytes, Any, list[tuple[RRID, int]]]:
         sending = self._sending
         outer = sending.met, sending.receiver  # what is being pickled may call: a __reduce__ that fetches something
@@ -194,7 +244,7 @@ class References:
         sending.met, sending.receiver = met, receiver
         self.encoding.append(None)
         try:
-            body, buffers = payload.dumps(value, labels, met.clear)
+            body, buffers = dump(value, labels, met.clear)
         finally:
             sending.met, sending.receiver = outer
             self.encoding.pop()
@@ -271,6 +321,15 @@ class References:
                     pass  # the owner is gone, or the driver and with it everything
 
 
+def _dump_captured(failure: captured.CapturedException, *_: Any) -> tuple[bytes, Any]:
+    return captured.dump(failure)
+
+
+def _pairs(claims: list[Claim]) -> list[tuple[RRID, int]]:
+    """Claims as `References.met` notes them."""
+    return [(claim.rrid, claim.owner) for claim in claims]
+
+
 def relay_claims(owner: int, changes: Sequence[Change]) -> None:
     """Runs on the driver: tell a process what another one, which has no connection to it, has to tell."""
     this_process().fetch_call(apply_claims, owner, (changes,), {})
@@ -281,4 +340,4 @@ def apply_claims(changes: Sequence[Change]) -> None:
     this_process().store.change(changes)
 
 
-__all__ = ["References"]
+__all__ = ["IN_THE_MARGIN", "Claim", "References", "claim"]

@@ -44,7 +44,7 @@ def pack(peer: Peer, outcome: int, content: Any) -> Packed:
         except (SerializationError, KeyboardInterrupt) as error:
             outcome, content = Outcome.ERROR, captured.capture(error)
     if outcome == Outcome.ERROR or outcome == Outcome.NOT_RUN:
-        body, buffers = captured.dump(content)
+        body, buffers = peer.process.references.encode_captured(content, peer.pid)
     packed: Packed = new(Packed, (outcome, body, buffers))
     return packed
 

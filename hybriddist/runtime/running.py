@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 from hybriddist.core import captured, payload
 from hybriddist.core.functions import ReceivedFunction
 from hybriddist.core.messages import ANSWERED, MOST_NANOSECONDS, Call, EachFlag, Mode, Outcome, Started
-from hybriddist.errors import RemoteProtocolError, TransportError
+from hybriddist.errors import DeserializeError, RemoteProtocolError, TransportError
 from hybriddist.ids import RRID
+from hybriddist.runtime.claims import IN_THE_MARGIN, Claim
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.context import this_process
 from hybriddist.runtime.copies import end_copy
@@ -41,9 +42,6 @@ _VALUE: Final = int(Outcome.VALUE)
 
 _DROPPED: Final = object()
 """Instead of the value of a call that nobody wanted any more before it had begun."""
-
-_REVIVAL: Final = b"revive"
-"""Part of the names of all functions that make handles of references; in a body without it there are none."""
 
 KEPT: Final = (int(Mode.STORE), int(Mode.WAIT))
 """The modes of calls whose value is kept under a reference."""
@@ -103,12 +101,16 @@ def perform(call: Call, definition: ReceivedFunction | None) -> Any:  # exposed
     """Unpickle and run: user code both."""
     body, buffers = call.body, call.buffers
     if definition is None:
-        function, args, kwargs = payload.loads(body, buffers)
+        function, args, kwargs = _load(call)
     else:
-        function = definition.load()
+        try:
+            function = definition.load()
+        except BaseException:
+            let_go(call)
+            raise
         if not body:
             return function()
-        args, kwargs = payload.loads(body, buffers)
+        args, kwargs = _load(call)
     if call.whence < 0:
         args = _arguments(call, args)
     if buffers:
@@ -122,13 +124,28 @@ def _arguments(call: Call, args: tuple[Any, ...]) -> Sequence[Any]:
     return this_process().blocks.dress(args, -call.whence, call.id) if call.whence < 0 else args
 
 
+def _load(call: Call) -> Any:
+    try:
+        return payload.loads(call.body, call.buffers)
+    except DeserializeError:  # and so the claims in the pickle are given up
+        _let_go_stripped(call)
+        raise
+
+
 def let_go(call: Call) -> None:
     """Give up the references that a dropped call has brought: their claims are ours since they were sent."""
-    if call.whence < 0 or _REVIVAL in bytes(call.body):
-        try:
-            _arguments(call, payload.loads(call.body, call.buffers)[-2])
-        except Exception:
-            pass  # it cannot be unpickled here; nobody is to be told of it any more
+    payload.decline(call.body, call.buffers)
+    _let_go_stripped(call)
+
+
+def _let_go_stripped(call: Call) -> None:
+    """Likewise those of `Blocks.strip`, which are numbers among the arguments."""
+    bits, owner = -call.whence, call.id
+    if bits > 0:
+        content, _ = payload.walk(call.body, call.buffers)  # (function, args, kwargs), or without the function
+        for position, id_ in enumerate(content[-2] if content else ()):
+            if bits >> position & 1:
+                Claim(RRID(owner, id_), IN_THE_MARGIN, owner).decline()
 
 
 def _start_coroutine(peer: Peer, call: Call, entry: Completion | None, coroutine: CoroutineType[Any, Any, Any]) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import collections
+import enum
+import fractions
 import gc
+import threading
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 
 import hybriddist as hd
+from hybriddist import future
+from hybriddist.core import captured, payload
+from hybriddist.ids import RRID
+from hybriddist.runtime.claims import Claim
 from hybriddist.testing.clusters import MemoryCluster, memory_cluster
 from tests.helpers.polling import poll_for
 
@@ -83,3 +93,102 @@ def test_a_holder_crashes(inside: MemoryCluster) -> None:
     gc.collect()
     inside.crash(b)
     poll_for(lambda: rrid not in hd.live_references(a))
+
+
+# ---- claims in what is not rebuilt ----------------------------------------------------------------------------------
+
+
+class Reference:
+    """Pickles as a Future of process 2 would, for whoever gets it from process 1."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        return future._revive, (2, 1, self.number, 1)
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Slotted:
+    __slots__ = ("content",)
+
+
+class WithState(list[Any]):
+    def __getnewargs_ex__(self) -> Any:
+        return (), {}
+
+    def __setstate__(self, state: Any) -> None:
+        never()
+
+
+class Tripwire:
+    def __reduce__(self) -> Any:
+        return never, ()
+
+
+def never() -> None:
+    pytest.fail("a pickle that is only read has run code")
+
+
+def claimed(body: Any, buffers: Any = ()) -> list[int]:
+    claims = payload.claims(body, buffers)
+    assert all(claim == Claim(RRID(1, claim.rrid.id), 2, 1) for claim in claims)
+    return [claim.rrid.id for claim in claims]
+
+
+def test_claims_are_found_among_whatever_is_in_a_pickle() -> None:
+    class Local:
+        table = (Reference(0),)
+
+    first, slotted, state, local = Reference(1), Slotted(), WithState([1]), Local()
+    slotted.content = Reference(2)
+    state.attribute = Reference(3)  # type: ignore[attr-defined]
+    local.content = Reference(4)  # type: ignore[attr-defined]
+    value = [
+        Tripwire(), first, slotted, state, [first], collections.OrderedDict(a=Reference(5)), {Reference(6): {1, 2}},
+        collections.deque([Reference(7)]), collections.defaultdict(list, {1: [Reference(8)]}), fractions.Fraction(1, 3),
+        Colour.RED, threading.Lock, "text".join, len, np.arange(9999.0), np.float64(2), np.array([Reference(9)]),
+        frozenset([Reference(10)]), bytearray(7), 2**80, Reference(11), 12,
+    ]  # fmt: skip
+    body, buffers = payload.dumps(value)
+    assert claimed(body, buffers) == [1, 2, 3, *range(5, 12)]
+    assert payload.walk(body, buffers)[0][-1] == 12
+    by_value = claimed(*payload.dumps([local, lambda: value, Reference(12)]))
+    assert sorted(by_value) == list(range(13))
+    assert claimed(b"\x80nonsense revive") == claimed(b"") == []
+
+
+def test_claims_in_exceptions() -> None:
+    """Each that arrives, once: also of exceptions of which a part stays behind, and of those inside of values."""
+    error = ValueError(Reference(1), threading.Lock(), [Reference(2)])
+    error.__cause__ = KeyError(Reference(3), np.zeros(9999))
+    failure = captured.capture(error)
+    assert [claim.rrid.id for claim in captured.claims(*captured.dump(failure))] == [1, 2, 3]
+    assert claimed(*payload.dumps([Tripwire(), failure, Reference(4)])) == [1, 2, 3, 4]
+    assert claimed(*payload.dumps([hd.RemoteException(2, failure), lambda: None])) == [1, 2, 3]
+
+
+def test_what_was_revived_is_not_given_up_again(monkeypatch: pytest.MonkeyPatch, inside: MemoryCluster) -> None:
+    declined: list[int] = []
+    monkeypatch.setattr(Claim, "decline", lambda claim: declined.append(claim.rrid.id))
+    revived: list[int] = []
+    monkeypatch.setattr(future, "_revive", revive := lambda *args: revived.append(args[2]))
+    revive.__module__, revive.__qualname__ = future.__name__, "_revive"
+    value = [Reference(1), [Reference(2), captured.capture(ValueError(Reference(3)))], Broken(), Reference(4)]
+    body, buffers = payload.dumps([*value, captured.capture(ValueError(Reference(5)))])
+    with pytest.raises(hd.DeserializeError, match="broken"):
+        payload.loads(body, buffers)
+    assert revived == [1, 2, 3]
+    assert declined == [4, 5]
+
+
+class Broken:
+    def __reduce__(self) -> Any:
+        return fail, ()
+
+
+def fail() -> None:
+    raise ValueError("broken")
