@@ -236,7 +236,7 @@ class References:
         return None if met else (body, buffers)
 
     def _encode(
-        self, value: Any, labels: Sequence[str], receiver: int = 0, dump: _Dump = payload.dumps
+        self, value: Any, labels: Sequence[str], receiver: int = 0, dump: _Dump | None = None
     ) -> tuple[bytes, Any, list[tuple[RRID, int]]]:
         sending = self._sending
         outer = sending.met, sending.receiver  # what is being pickled may call: a __reduce__ that fetches something
@@ -244,7 +244,7 @@ class References:
         sending.met, sending.receiver = met, receiver
         self.encoding.append(None)
         try:
-            body, buffers = dump(value, labels, met.clear)
+            body, buffers = (dump or payload.dumps)(value, labels, met.clear)
         finally:
             sending.met, sending.receiver = outer
             self.encoding.pop()
