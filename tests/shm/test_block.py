@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from hybriddist.errors import SharedMemoryFull, TransportBroken
 from hybriddist.shm import block as block_module
 from hybriddist.shm import segment
 from hybriddist.shm.block import Address, Block
+from tests.helpers.mappings import has_mapped
 
 FOLDER = "/dev/shm"
 
@@ -24,10 +25,13 @@ def own_names() -> list[str]:
     return [name for name in os.listdir(FOLDER) if name.startswith(f"hybriddist-{os.getpid()}-")]
 
 
-def shared_kib() -> int:
-    """What all processes together have in shared memory."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("Shmem:"))
+def is_held(inode: int) -> bool:
+    """Whether this process has a file open or mapped. One without a name and without holders the system frees."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the listing itself
+            if os.stat(f"/proc/self/fd/{name}").st_ino == inode:
+                return True
+    return has_mapped(str(inode))
 
 
 def test_it_is_zero_writable_and_has_no_name() -> None:
@@ -64,13 +68,17 @@ def test_views_keep_the_memory_and_not_the_descriptors() -> None:
 
 
 def test_the_memory_goes_with_the_last_block() -> None:
-    before = shared_kib()
     made = Block.create(64 << 20)
-    other = Block.open(made.address())
+    address = made.address()
+    assert os.stat(f"/proc/self/fd/{address.descriptor}").st_nlink == 0
+    other = Block.open(address)
     del made
-    assert shared_kib() - before > 60_000
+    assert is_held(address.inode)
+    view = other.memory[5:6]
     del other
-    assert shared_kib() - before < 30_000
+    assert is_held(address.inode)
+    del view
+    assert not is_held(address.inode)
 
 
 @contextmanager
