@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -82,5 +83,6 @@ def test_an_orphan_is_found_and_killed(run_id: str) -> None:
     before = leaks.orphans(run_id)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
     ospid = int(done.stdout)
+    poll_for(Path(f"/proc/{ospid}/environ").read_bytes)  # it is started, but perhaps not in its new program yet
     assert [line.partition(":")[0] for line in leaks.settle_orphans(run_id, before, timeout=0)] == [f"process {ospid}"]
     poll_for(lambda: ospid not in leaks.orphans(run_id), what="the orphan's end")
