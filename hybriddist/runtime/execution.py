@@ -21,7 +21,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from _thread import allocate_lock
+from _thread import RLock, allocate_lock
 from collections import deque
 from collections.abc import Callable
 from time import monotonic, sleep
@@ -68,7 +68,7 @@ class Executor:
         self._closed = False
         self._interruptible: dict[int, Errand] = {}
         """The threads that run user code now, whom an interrupt has to reach, by ident: and what for."""
-        self._interrupt_lock = allocate_lock()
+        self._interrupt_lock = RLock()  # a signal's handler strikes too, also in the middle of a strike
 
     def run(self, work: Callable[[], None]) -> None:
         """Run one item on this thread; a failure in the library itself is shown, not raised."""

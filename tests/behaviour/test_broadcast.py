@@ -172,7 +172,7 @@ def test_bad_input(cluster: list[int]) -> None:
     with pytest.raises(hd.SerializeError, match="has references in it"):
         hd.broadcast(hd.broadcast(1))
     with pytest.raises(hd.NoSuchProcessError):
-        hd.broadcast(1, pids=[999])
+        hd.broadcast(1, pids=[999_999])
     with pytest.raises(TypeError):
         hd.broadcast(1, pids=["2"])  # type: ignore[list-item]
 

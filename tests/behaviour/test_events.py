@@ -212,7 +212,9 @@ def test_a_status_is_a_copy_that_only_its_reader_unpickles() -> None:
     hd.set_status(None)
 
 
-@pytest.mark.parametrize(("pid", "kind"), [(999, hd.NoSuchProcessError), (0, hd.NoSuchProcessError), ("2", TypeError)])
+@pytest.mark.parametrize(
+    ("pid", "kind"), [(999_999, hd.NoSuchProcessError), (0, hd.NoSuchProcessError), ("2", TypeError)]
+)
 def test_of_nobody(pid: Any, kind: type[Exception]) -> None:
     (worker,) = hd.addprocs(1)
     with pytest.raises(kind):

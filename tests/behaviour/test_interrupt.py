@@ -366,7 +366,7 @@ def test_a_manager_that_does_not_come_back_is_named(cluster: list[int]) -> None:
 def test_nobody_is_interrupted_if_one_of_them_is_unknown(cluster: list[int], begin: Begin) -> None:
     call = begin(sleep, cluster[0])
     with pytest.raises(hd.NoSuchProcessError):
-        hd.interrupt(cluster[0], 999)
+        hd.interrupt(cluster[0], 999_999)
     hd.interrupt([])  # a list of nobody is not everybody
     with pytest.raises(TimeoutError):
         call.fetch(timeout=0.05)
@@ -376,7 +376,7 @@ def test_nobody_is_interrupted_if_one_of_them_is_unknown(cluster: list[int], beg
 
 def test_whom_there_is_to_interrupt(cluster: list[int]) -> None:
     with pytest.raises(hd.NoSuchProcessError):
-        hd.interrupt(999)
+        hd.interrupt(999_999)
     with pytest.raises(hd.ClusterError, match="process 1 is not a worker"):
         hd.interrupt(1)
     with pytest.raises(hd.RemoteException, match="Only process 1 can interrupt"):

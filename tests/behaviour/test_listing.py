@@ -55,9 +55,9 @@ def test_local_workers_share_the_drivers_node(cluster: list[int]) -> None:
 
 @pytest.mark.parametrize("question", [hd.procs, hd.procs_on_node, hd.path_to])
 def test_questions_about_a_pid_that_never_was(cluster: list[int], question: Any) -> None:
-    with pytest.raises(hd.NoSuchProcessError, match="no process with id 999 exists") as info:
-        question(999)
-    assert info.value.pid == 999
+    with pytest.raises(hd.NoSuchProcessError, match="no process with id 999999 exists") as info:
+        question(999_999)
+    assert info.value.pid == 999_999
     assert isinstance(info.value, LookupError)
 
 

@@ -134,8 +134,12 @@ def be_interrupted_twice(_: int) -> None:
         for _ in range(2):
             hd.remotecall_fetch(hd.interrupt, 1, hd.myid())
 
-    threading.Timer(0.2, interrupt).start()
-    hd.pmap(time.sleep, [60] * 4)
+    interrupting = threading.Timer(0.2, interrupt)
+    interrupting.start()
+    try:
+        hd.pmap(time.sleep, [60] * 4)
+    finally:
+        interrupting.join()  # both strike this call, and not the next one
 
 
 def be_killed(_: int) -> None:

@@ -106,8 +106,8 @@ def test_what_is_no_pid_makes_no_pool(pids: Any, cluster: list[int]) -> None:
 
 def test_a_member_must_be_a_process(pool: hd.WorkerPool, end: Callable[..., Any]) -> None:
     with pytest.raises(hd.NoSuchProcessError):
-        hd.WorkerPool([999])
-    assert end("push", 999)[0] is hd.NoSuchProcessError
+        hd.WorkerPool([999_999])
+    assert end("push", 999_999)[0] is hd.NoSuchProcessError
     with pytest.raises(TypeError):
         pool.push("2")  # type: ignore[arg-type]
     with pytest.raises(TypeError):

@@ -80,7 +80,7 @@ def test_process_1_is_not_removed() -> None:
 def test_unknown_and_removed_pids_are_ignored() -> None:
     one, two = hd.addprocs(2)
     hd.rmprocs(one)
-    assert hd.rmprocs(one, 999, one).isready()
+    assert hd.rmprocs(one, 999_999, one).isready()
     assert hd.rmprocs().isready()
     assert hd.workers() == [two]
 

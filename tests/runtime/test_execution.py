@@ -10,7 +10,9 @@ from functools import partial
 import pytest
 
 import hybriddist as hd
+from hybriddist.runtime import execution
 from hybriddist.runtime.current import current
+from hybriddist.runtime.process import Process
 from tests.helpers.polling import poll_for
 
 BUSY_THREADS = 3
@@ -76,3 +78,23 @@ def test_calls_and_chores_go_on_while_the_main_thread_is_blocked(pid: int) -> No
     blocked = hd.remotecall(time.sleep, pid, 60)
     assert hd.remotecall_fetch(submit_from_within, pid) == ("hybriddist-executor", "hybriddist-executor")
     assert not hd.isready(blocked)
+
+
+def test_a_signal_in_the_middle_of_a_strike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its handler, on the same thread, strikes as well: it must not wait for what it has interrupted."""
+    executor = Process(1).executor
+    executor._interruptible[1] = (None, 0, 0, 0)  # no thread has this number
+    struck: list[str] = []
+
+    def interrupted() -> dict[int, object]:
+        struck.append("a strike")
+        if len(struck) == 1:
+            executor.interrupt_threads()
+        return {}
+
+    monkeypatch.setattr(execution, "_current_frames", interrupted)
+    striking = threading.Thread(target=executor.interrupt_threads, daemon=True)
+    striking.start()
+    striking.join(10)
+    assert not striking.is_alive()
+    assert len(struck) == 2
