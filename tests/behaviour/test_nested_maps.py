@@ -94,7 +94,9 @@ def test_a_map_of_a_worker_has_all_that_are_idle(batch_size: Any, at_once: int, 
 
     for _ in range(3):  # one after the other: each lets go of those that it had
         spans = hd.remotecall_fetch(inner, workers[0])
-        assert {pid for pid, _, _ in spans} == set(workers)
+        used = {pid for pid, _, _ in spans}
+        # Batches that adapt open a lane only where the work that is left is worth it.
+        assert len(used) > 1 if batch_size == "auto" else used == set(workers)
         assert max(most_at_once(spans).values()) <= at_once
 
 

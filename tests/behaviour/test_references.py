@@ -149,7 +149,7 @@ def test_a_call_that_ctrl_c_cuts_short_holds_nothing(
 def test_a_future_dropped_after_a_fetch_in_vain(cluster: list[int]) -> None:
     """The release may overtake the request: the call still holds the worker up when both come."""
     for _ in range(20):
-        future = hd.remotecall(time.sleep, cluster[0], 0.003)
+        future = hd.remotecall(time.sleep, cluster[0], 0.03)
         for verb in (future.fetch, future.wait):
             with pytest.raises(TimeoutError):
                 verb(timeout=0)
