@@ -1,8 +1,8 @@
 """20 million items reduced in pure Python: `distributed` against two bare processes that fold one half each.
 
-Both have new processes in each turn: a loop of pure Python runs up to a third faster or slower from one process to the
-next, with where its memory lies, and all workers of one template have the luck of their template. Each computes once
-untimed: for a second, CPUs that come from waiting are some per cent slower than CPUs that come from computing.
+Both have new processes in each turn: a loop of pure Python runs faster or slower from one process to the next, with
+where its memory lies, and all workers of one template have the luck of their template. Each computes once untimed: CPUs
+that come from waiting may be slower at first than CPUs that come from computing.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 A map asks again and again, so that workers which come while it runs join in. Those of a pool are taken when there is
 something to do, and put back when there is nothing left: several maps and calls may share a pool. A map that runs on a
 worker works itself too, with the CPU that it would only wait with (on a pool's map: if it is a member of the pool, and
-gets nobody). So maps inside maps cannot deadlock, and however deep they are, a worker computes for one at a time.
+gets nobody). So a map inside a map need not wait for a worker that the outer one has, and a worker computes for one of
+them at a time. Two maps that hold each other's pools do wait for each other, as whoever takes from two pools may.
 
 What this module does not know: what is to be done.
 """

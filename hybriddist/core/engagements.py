@@ -1,8 +1,9 @@
 """Which workers work for maps; the driver keeps the book.
 
-A map of the driver has all workers that it has work for, together with other maps of the driver. One that runs on a
-worker, inside an item of another map perhaps, has only those that no map has: else each of n workers would compute for
-n maps at once. It does not wait for them, so this is no pool: what it does not get now it may get when it asks again::
+A map of the driver shares its workers with other maps of the driver, and leaves those that maps on workers have, if
+there are others. One that runs on a worker, inside an item of another map perhaps, has only those that no map has: else
+each of n workers would compute for n maps at once. It does not wait for them, so this is no pool: what it does not get
+now it may get when it asks again::
 
     engage ──► engaged ──► release, end: idle again, when no map has it
                   └─────── the process of the map is gone: likewise

@@ -45,7 +45,7 @@ _ITSELF: Final = object()
 """Stands for the function of the snapshot, which must not be kept alive by it."""
 
 _CODE: Final = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, int, str)
-"""Globals that are kept: nearly all. To ask what is not kept takes longer."""
+"""Types of globals that are kept: the program does not let go of its code, and the rest is small."""
 
 _ATOMS: Final = frozenset(
     {int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented), range}
@@ -57,7 +57,8 @@ class Snapshot:
 
     Holding them keeps their addresses from being used again, which makes comparing by identity safe. The function
     itself is not held (but for functions that call each other through their closures: these stay until the cache
-    drops them). Nor are globals that hold data, and their contents: the program may want their memory back.
+    drops them). Nor are globals whose types allow that (`contents.held`), such as channels and objects of the script's
+    classes: the program may want to let go of them.
     """
 
     __slots__ = (

@@ -117,6 +117,14 @@ def test_command_that_says_too_much(
     assert config.process.wait(Deadline(10)) == ExitStatus(signal=signal.SIGKILL)
 
 
+def give_up(launcher: Launcher, exename: list[str]) -> None:
+    """Launch what prints too much."""
+    (config,) = launcher.launch(exename=exename)
+    with pytest.raises(LaunchError) as caught:
+        launcher.announced(config, seconds=60)
+    assert caught.value.message == TOO_MANY_LINES
+
+
 DROPPED = "\tFrom worker startup:\t... more lines dropped"
 
 
@@ -124,10 +132,7 @@ def test_command_that_never_stops(
     launcher: Launcher, command: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What had been read when it was given up is shown; the terminal is not flooded with the rest."""
-    (config,) = launcher.launch(exename=command("exec yes"))
-    with pytest.raises(LaunchError) as caught:
-        launcher.announced(config, seconds=60)
-    assert caught.value.message == TOO_MANY_LINES
+    give_up(launcher, command("exec yes"))
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["\tFrom worker startup:\ty"] * (MAX_LINES_BEFORE_HEADER + 1) + [DROPPED]
 
@@ -135,10 +140,7 @@ def test_command_that_never_stops(
 def test_command_that_never_ends_its_line(
     launcher: Launcher, command: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (config,) = launcher.launch(exename=command("exec tr '\\0' y < /dev/zero"))
-    with pytest.raises(LaunchError) as caught:
-        launcher.announced(config, seconds=60)
-    assert caught.value.message == TOO_MANY_LINES
+    give_up(launcher, command("exec tr '\\0' y < /dev/zero"))
     pieces = [line for line in capsys.readouterr().out.splitlines() if line != DROPPED]
     assert len(pieces) == MAX_CHARACTERS_BEFORE_HEADER // MAX_LINE_BYTES + 1
 
