@@ -136,8 +136,7 @@ def _begin(
     future = Future._of_call(process, pid)
     rrid = future._rrid
     if pid == process.pid:
-        process.store.created(rrid)
-        process.references.created(rrid, pid, future, announced=True)
+        process.references.created(rrid, pid, future)
         if loan is None:
             process.store_call_here(f, args, kwargs, rrid)
         else:

@@ -22,6 +22,7 @@ from hybriddist.deadline import NEVER, Deadline
 from hybriddist.errors import HybridDistError, InvalidStateException, RemoteException
 from hybriddist.ids import RRID, as_pid
 from hybriddist.reference import DEAD, Reference
+from hybriddist.runtime.asking import decline_value
 from hybriddist.runtime.channels import Channel, check_item
 from hybriddist.runtime.claims import claim
 from hybriddist.runtime.completion import Completion
@@ -88,9 +89,7 @@ class RemoteChannel(Reference):
         if where != process.pid:
             member(process, where)
         self._set_up(process, where, process.new_rrid(), object, 0 if factory is not None else MAY_CREATE)
-        if where == process.pid:
-            process.store.created(self._rrid)
-        process.references.created(self._rrid, where, self, announced=where == process.pid)
+        process.references.created(self._rrid, where, self)
         if factory is not None:
             self._make(factory)
         elif where == process.pid:
@@ -311,6 +310,8 @@ class RemoteChannel(Reference):
                 process.cancel_call(peer, completion)
                 if operation == _TAKE:
                     completion.add_callback(partial(self._give_back, peer, body, buffers))
+                elif not completion.done:
+                    completion.add_callback(decline_value)
             raise
 
     def _give_back(self, peer: Peer, body: Any, buffers: Any, completion: Completion) -> None:

@@ -55,9 +55,7 @@ class Future(Reference):
         if where != process.pid:
             member(process, where)
         self._set_up(process, where, process.new_rrid())
-        if where == process.pid:
-            process.store.created(self._rrid)
-        process.references.created(self._rrid, where, self, announced=where == process.pid)
+        process.references.created(self._rrid, where, self)
 
     def _set_up(self, process: Process, where: int, rrid: RRID) -> None:
         self._process = process

@@ -63,6 +63,7 @@ class Unit(Completion):
         shared: whether it was sent in one message with others.
         sent: when (`time.monotonic`).
         begun: when its worker said that it begins (`time.monotonic`); 0.0: it has not said so.
+        note: called by whoever receives its result.
         withdrawn: it could not be sent, and its items were given back.
         overdue: when it has run for too long and was interrupted: the time at which its worker is given up.
     """
@@ -82,7 +83,7 @@ class Unit(Completion):
         *,
         shared: bool = False,
     ) -> None:
-        """It is about to be sent; ``note`` is called by whoever receives its result."""
+        """It is about to be sent."""
         # Not `super().__init__()`: nobody waits for a unit alone, and that is half of the time.
         self.done = self.started = False
         self.outcome = 0

@@ -36,7 +36,7 @@ from hybriddist.future import Future
 from hybriddist.ids import DRIVER
 from hybriddist.lanes import A_DOZEN, Lane, Pace, Unit
 from hybriddist.outcomes import Outcomes
-from hybriddist.runtime.asking import LOST
+from hybriddist.runtime.asking import LOST, decline_value
 from hybriddist.runtime.completion import Completion
 from hybriddist.runtime.process import Process, usable_cpu_count
 from hybriddist.supply import Entry, Supply
@@ -121,14 +121,14 @@ class Mapping:
 
     def _cancel(self) -> None:
         for lane in self._lanes.values():
-            if not lane.under_way:
-                continue
-            peer = lane.under_way[0].peer
-            if peer is not None:
+            if lane.under_way and (peer := lane.under_way[0].peer) is not None:
                 self._process.cancel_calls(peer, lane.under_way)
-                continue
             for unit in lane.under_way:
-                unit.future.cancel()
+                unit.note = decline_value
+                if unit.peer is None:
+                    unit.future.cancel()
+        while self._ended:
+            decline_value(self._ended.popleft())
 
     def _run(self) -> Generator[None, None, None]:
         ended, supply = self._ended, self._supply

@@ -269,8 +269,7 @@ class WorkerPool(AbstractWorkerPool):
         if self._channel is not None and (handle is None or handle._process is not process):
             rrid = process.new_rrid()
             handle = new_handle(process, process.pid, rrid, object, 0)
-            process.store.created(rrid)
-            process.references.created(rrid, process.pid, handle, announced=True)
+            process.references.created(rrid, process.pid, handle)
             process.store.made(rrid, self._channel)
             self._handle = handle
         assert handle is not None

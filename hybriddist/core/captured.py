@@ -18,6 +18,7 @@ import hybriddist.errors
 from hybriddist.core import payload
 from hybriddist.core.dismantle import (
     StandIn,
+    drop_frames,
     headline,
     message,
     own_attribute,
@@ -59,6 +60,11 @@ class CapturedException:
 
     def __repr__(self) -> str:
         return f"CapturedException({payload.type_name(self.ex)})"
+
+    def without_frames(self) -> CapturedException:
+        """Itself; what its text says of the frames is enough from now on. See `drop_frames`."""
+        drop_frames(self.ex)
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         body, buffers = dump(self, interruptible=True)

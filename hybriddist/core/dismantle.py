@@ -14,7 +14,8 @@ What this module does not know: tracebacks and how the parts travel (`core/captu
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 from hybriddist import limits
@@ -219,19 +220,8 @@ def put_together(raw_parts: list[tuple[Any, ...]], traceback_text: str) -> BaseE
     """
     parts = [_Part(*raw) for raw in raw_parts]
     made: list[BaseException | None] = [None] * len(parts)
-
-    def make(index: int) -> BaseException:
-        found = made[index]
-        if found is None:
-            part = parts[index]
-            if part.group_message is not None:
-                members = [make(member) for member in part.members if member > 0]
-                found = _make_group(part, members or [StandIn("Exception", "left out, since there are too many")])
-            else:
-                found = _make(part, "" if index else traceback_text)
-            made[index] = found
-        return found
-
+    # Not a function in here that calls itself: that is a cycle, and would keep the exceptions until it is collected.
+    make = partial(_made, parts, made, traceback_text)
     for index, part in enumerate(parts):
         exception = make(index)
         if part.cause >= 0:
@@ -246,6 +236,20 @@ def put_together(raw_parts: list[tuple[Any, ...]], traceback_text: str) -> BaseE
         ):  # one tells what is missing
             object.__setattr__(exception, "__notes__", list(part.notes))  # `add_note` asks for the attribute first
     return make(0)
+
+
+def _made(parts: Sequence[_Part], made: list[BaseException | None], traceback_text: str, index: int) -> BaseException:
+    """The exception of the part with this index, made if it was not yet."""
+    found = made[index]
+    if found is None:
+        part = parts[index]
+        if part.group_message is not None:
+            members = [_made(parts, made, traceback_text, member) for member in part.members if member > 0]
+            found = _make_group(part, members or [StandIn("Exception", "left out, since there are too many")])
+        else:
+            found = _make(part, "" if index else traceback_text)
+        made[index] = found
+    return found
 
 
 def pickles(raw_parts: list[tuple[Any, ...]]) -> Iterator[tuple[bytes, list[Any]]]:
@@ -267,6 +271,7 @@ def _make(part: _Part, traceback_text: str) -> BaseException:
         error = DeserializeError(f"the pickle of a {part.type_name} became a {payload.type_name(exception)}")
     except DeserializeError as failure:
         error = failure
+        drop_frames(error)
     if traceback_text:
         original.add_note(traceback_text)
     return CompositeException(f"a {part.type_name} arrived that cannot be rebuilt here", [original, error])
@@ -301,6 +306,24 @@ def message(exception: BaseException) -> str:
         raise
     except BaseException as failure:
         return f"<its text cannot be had: {payload.type_name(failure)}>"
+
+
+def drop_frames(exception: BaseException) -> None:
+    """Let an exception that is kept, and those that led to it, let go of the frames in which they were raised.
+
+    Frames hold their variables, and their callers theirs, and so, most likely, where the exception is kept: a cycle,
+    with the references in it, that only the collector of garbage would find, some time.
+    """
+    left: list[Any] = [exception]
+    seen = set()
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            BaseException.with_traceback(each, None)
+            left += [own_attribute(each, "__cause__"), own_attribute(each, "__context__")]
+            if issubclass(type(each), BaseExceptionGroup):  # `isinstance` may ask the exception
+                left += own_attribute(each, "exceptions")
 
 
 def own_attribute(exception: BaseException, name: str) -> Any:

@@ -284,3 +284,9 @@ class Asking:
             if references.pickled == before:
                 return encoded
         return references.encode(value, pid, labels)[:2]
+
+
+def decline_value(completion: Completion) -> None:
+    """Give up the references in what a call or request has brought: nobody takes it. Never blocks."""
+    if completion.outcome == _VALUE and completion.content is not None:
+        payload.decline(completion.content.body, completion.content.buffers)

@@ -280,9 +280,8 @@ class BlockHandle:
                 self._is_new = False
                 blocks = process.blocks
                 kept = Kept(self, block)
-                process.store.created(self._rrid)
+                process.references.created(self._rrid, process.pid, self)
                 process.store.put(self._rrid, kept)
-                process.references.created(self._rrid, process.pid, self, announced=True)
                 blocks.kept[self._origin] = kept
                 if self._copy_of is not None:
                     blocks.copies[self._copy_of] = kept

@@ -222,6 +222,7 @@ class ChannelRequests:
 
     def _run(self, asker: RequestAsker, request: Request) -> None:
         peer, call_id = asker.peer, request.call_id
+        unsent = None
         try:
             if asker.withdrawn:
                 payload.decline(request.body, request.buffers)
@@ -238,11 +239,13 @@ class ChannelRequests:
                 self._run_on_channel(asker, backing, content)
                 return
             outcome, value = _VALUE, self._run_on_keeper(asker, backing, content)
+            if asker.operation == _TAKE:
+                unsent = partial(backing.give_back, content, value)
         except BaseException as error:
             outcome, value = int(Outcome.ERROR), captured.capture(error)
         peer.requests.pop(call_id, None)
         if asker.is_unanswered():
-            reply(peer, call_id, outcome, value)
+            reply(peer, call_id, outcome, value, unsent=unsent)
 
     def _run_on_channel(self, asker: RequestAsker, channel: Channel, content: Any) -> None:
         """An operation of our own kind of channel that was not served at once."""

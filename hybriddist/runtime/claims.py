@@ -110,23 +110,29 @@ class References:
 
     # ---- handles ----------------------------------------------------------------------------------------------
 
-    def created(self, rrid: RRID, owner: int, handle: Any, *, announced: bool) -> None:
-        """A handle to a new reference was made here; see `HolderBook.created`. The owner is told on first use."""
-        with self._lock:
-            self._book.created(rrid, owner, handle, announced=announced)
+    def created(self, rrid: RRID, owner: int, handle: Any, *, announced: bool = False) -> None:  # shielded
+        """A handle to a new reference was made here; see `HolderBook.created`.
 
-    def never_told(self, rrid: RRID) -> None:
+        The owner is told on first use, unless it is told otherwise (``announced``); at once if it is this process.
+        """
+        here = owner == self._process.pid
+        if here:
+            self._process.store.created(rrid)
+        with self._lock:
+            self._book.created(rrid, owner, handle, announced=announced or here)
+
+    def never_told(self, rrid: RRID) -> None:  # shielded
         """The call that was to announce a new reference was not sent."""
         with self._lock:
             self._book.never_told(rrid)
 
-    def arrived(self, rrid: RRID, owner: int, giver: int, make: Callable[[], H], times: int = 1) -> H:
+    def arrived(self, rrid: RRID, owner: int, giver: int, make: Callable[[], H], times: int = 1) -> H:  # shielded
         """A reference arrived in a message; its canonical handle."""
         with self._lock:
             handle: H = self._book.arrived(rrid, owner, giver, make, times)
         return handle
 
-    def declined(self, claim: Claim) -> None:
+    def declined(self, claim: Claim) -> None:  # shielded
         """A reference arrived in what cannot be rebuilt here, or is not wanted any more."""
         rrid, owner, giver, is_first = claim
         if owner != IN_THE_MARGIN or not self._process.blocks.counts(rrid):
@@ -141,7 +147,7 @@ class References:
         with self._lock:
             return self._book.handle(rrid)
 
-    def released(self, rrid: RRID) -> None:
+    def released(self, rrid: RRID) -> None:  # shielded
         """The handle needs its reference no more: the owner may free the value."""
         with self._lock:
             self._book.released(rrid)
@@ -211,6 +217,11 @@ class References:
         return body, buffers
 
     def _give(self, met: Sequence[tuple[RRID, int]], pid: int) -> None:
+        for owner in self._count(met, pid):
+            self._reach(owner)
+
+    def _count(self, met: Sequence[tuple[RRID, int]], pid: int) -> list[int]:  # shielded
+        """Count claims, and tell the owners of them; those to whom there is no connection."""
         process = self._process
         owners = set()
         for rrid, owner in met:
@@ -223,12 +234,14 @@ class References:
                 with self._lock:
                     self._book.given(rrid, owner, pid)
                 owners.add(owner)
+        unreached = []
         for owner in owners:
             peer = process.peers.get(owner)
             with self._lock:
                 told = peer is not None and peer.lost is None and self._tell(owner)
             if not told:
-                self._reach(owner)
+                unreached.append(owner)
+        return unreached
 
     def encode_for_all(self, value: Any, labels: Sequence[str] = ()) -> tuple[bytes, Any] | None:
         """Pickle a value for any number of processes. None if there are references in it: each process needs claims."""
@@ -252,13 +265,13 @@ class References:
 
     # ---- telling ----------------------------------------------------------------------------------------------
 
-    def tell(self, owner: int) -> None:
+    def tell(self, owner: int) -> None:  # shielded
         """Tell ``owner``, to whom there is a connection, what it is to be told: before a request to it."""
         if self._book.has_changes():
             with self._lock:
                 self._tell(owner)
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # shielded
         """Tell every owner what it is to be told. Never blocks: what needs a connection first is left to a thread."""
         self._process.blocks.flush()  # first: it may have claims to add to those that are given up
         if not self._book.has_changes():
@@ -269,7 +282,7 @@ class References:
                     self._reaching.add(owner)
                     self._process.spawn(lambda owner=owner: self._reach(owner), "hybriddist-claims")  # type: ignore[misc]
 
-    def _tell(self, owner: int) -> bool:
+    def _tell(self, owner: int) -> bool:  # shielded
         """Tell an owner, unless there is no connection to it. The caller holds the lock."""
         process = self._process
         if owner == process.pid:

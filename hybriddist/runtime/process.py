@@ -37,7 +37,7 @@ from hybriddist.deadline import NEVER, Deadline
 from hybriddist.errors import RemoteException
 from hybriddist.ids import RRID
 from hybriddist.runtime import handlers, links, running
-from hybriddist.runtime.asking import Asking
+from hybriddist.runtime.asking import Asking, decline_value
 from hybriddist.runtime.blocks import Blocks
 from hybriddist.runtime.channel_requests import ChannelRequests
 from hybriddist.runtime.channels import Channel
@@ -102,6 +102,8 @@ class Process(Asking):
                 *(Peer._send_now, Peer.flush, Peer.on_ready, Peer.wait_for, wait_for_any, wait_here),
                 *(Channel.begin, WorkerChannel.take_now, WorkerChannel.put, Receiver.serve, Receiver.about_to_block),
                 *(Loan.end, Loan.end_after, Loan.call_here, reserve),
+                *(References.created, References.never_told, References.arrived, References.declined),
+                *(References.released, References.tell, References.flush, References._count, References._tell),
                 *(end_lease, end_handle, end_block, HolderBook._ring),  # finalisers: Python ignores what they raise
                 note_death,  # likewise
                 WeakSet()._remove,  # type: ignore[attr-defined]  # of every weak set, as that of the program's threads
@@ -158,7 +160,11 @@ class Process(Asking):
             peer = self.peer(pid)
         completion = self.start_call(function, peer, args, kwargs, _FETCH, 0, 0)
         if not completion.done:
-            self.wait(completion, peer)
+            try:
+                self.wait(completion, peer)
+            except BaseException:
+                completion.add_callback(decline_value)
+                raise
         return self.value_of(completion, peer)
 
     def wait(self, completion: Completion, peer: Peer | None = None, deadline: Deadline = NEVER) -> bool:

@@ -75,7 +75,7 @@ def run_call(peer: Peer, call: Call, definition: ReceivedFunction | None, entry:
     except BaseException as error:
         if process.is_copy:
             end_copy(error)
-        finish_call(peer, call, entry, Outcome.ERROR, captured.capture(error))
+        finish_call(peer, call, entry, Outcome.ERROR, captured.capture(error).without_frames())
         return
     if process.is_copy:
         end_copy(None)
@@ -170,7 +170,7 @@ def _finish_coroutine(peer: Peer, call: Call, entry: Completion | None, end: Com
 
 def _finish_ended(finish: Callable[[int, Any], None], end: Completion) -> None:
     if end.outcome == Outcome.ERROR:
-        finish(Outcome.ERROR, captured.capture(end.content))
+        finish(Outcome.ERROR, captured.capture(end.content).without_frames())
     else:
         finish(Outcome.VALUE, end.content)
 
@@ -213,7 +213,7 @@ def run_here(
     try:
         value = process.executor.interruptible(errand, run)
     except BaseException as error:
-        finish(Outcome.ERROR, captured.capture(error))
+        finish(Outcome.ERROR, captured.capture(error).without_frames())
         return
     if is_coroutine(value):
         running = process.coroutines.start(value)
@@ -368,7 +368,7 @@ class Each:
         except BaseException as error:
             if process.is_copy:
                 end_copy(error)
-            reply(peer, number, Outcome.ERROR, captured.capture(error), last=not self._items)
+            reply(peer, number, Outcome.ERROR, captured.capture(error).without_frames(), last=not self._items)
             return
         if process.is_copy:
             end_copy(None)

@@ -80,8 +80,11 @@ def _block_on(held: Sequence[Peer], completion: Completion, deadline: Deadline, 
         return
     with Bell() as bell:
         completion.add_callback(bell.ring)
-        poll.register(bell.descriptor, select.POLLIN)
-        receive_blocking(held, poll, completion, deadline)
+        try:
+            poll.register(bell.descriptor, select.POLLIN)
+            receive_blocking(held, poll, completion, deadline)
+        finally:
+            completion.remove_callback(bell.ring)
 
 
 def _look_at_all(peers: Sequence[Peer], completion: Completion, seconds: float) -> bool:
@@ -176,20 +179,26 @@ def wait_here(
 def _sleep_on_all(process: Process, completion: Completion, deadline: Deadline) -> None:
     with Bell() as bell:
         completion.add_callback(bell.ring)
-        while not completion.done and not deadline.expired():
-            peers = list(process.peers.values())
-            held = [peer for peer in peers if peer.lost is None and peer.recv_lock.acquire(False)]
-            try:
-                poll = select.poll()
-                poll.register(bell.descriptor, select.POLLIN)
-                for peer in held:
-                    if not peer.looking:
-                        peer.begin_looking()
-                    poll.register(peer.descriptor, select.POLLIN)
-                receive_blocking(held, poll, completion, deadline)
-            finally:
-                for peer in held:
-                    peer.end_looking(completion.done)
+        try:
+            while not completion.done and not deadline.expired():
+                _sleep_once(process, completion, bell, deadline)
+        finally:
+            completion.remove_callback(bell.ring)
+
+
+def _sleep_once(process: Process, completion: Completion, bell: Bell, deadline: Deadline) -> None:
+    held = [peer for peer in list(process.peers.values()) if peer.lost is None and peer.recv_lock.acquire(False)]
+    try:
+        poll = select.poll()
+        poll.register(bell.descriptor, select.POLLIN)
+        for peer in held:
+            if not peer.looking:
+                peer.begin_looking()
+            poll.register(peer.descriptor, select.POLLIN)
+        receive_blocking(held, poll, completion, deadline)
+    finally:
+        for peer in held:
+            peer.end_looking(completion.done)
 
 
 class Bell:

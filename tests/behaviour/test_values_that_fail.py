@@ -137,7 +137,6 @@ def thing(request: pytest.FixtureRequest, cluster: list[int]) -> Iterator[list[A
     yield holder
     holder.clear()
     gc.collect()
-    hd.remotecall_all(gc.collect)  # tracebacks
     poll_for(
         lambda: [hd.live_references(pid) for pid in [1, *cluster]] == [[]] * 4, what="references that nobody released"
     )

@@ -55,14 +55,22 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def nothing_left(run_id: str, folder: Path) -> Iterator[None]:
     """No process, no segment, no socket, no folder, five seconds after the end."""
     before = set(leaks.orphans(run_id))
-    segments = set(os.listdir(leaks.SEGMENTS)) if leaks.SEGMENTS.is_dir() else set()
+    segments = _segments()
     yield
+
+    def left() -> tuple[dict[int, str], set[str], list[Path]]:
+        orphans = {number: command for number, command in leaks.orphans(run_id).items() if number not in before}
+        return orphans, {name for name in _segments() - segments if not _has_living_owner(name)}, list(folder.iterdir())
+
     with contextlib.suppress(pytest.fail.Exception):
-        poll_for(lambda: not set(leaks.orphans(run_id)) - before and not list(folder.iterdir()), timeout=EXIT_SECONDS)
-    left = {number: command for number, command in leaks.orphans(run_id).items() if number not in before}
-    names = set(os.listdir(leaks.SEGMENTS)) - segments if leaks.SEGMENTS.is_dir() else set()
-    ours = {name for name in names if name.startswith("hybriddist-") and not _has_living_owner(name)}
-    assert (left, ours, list(folder.iterdir())) == ({}, set(), [])
+        # Segments too: those of a test beside this one, which kills processes, are there for a moment.
+        poll_for(lambda: not any(left()), timeout=EXIT_SECONDS)
+    assert left() == ({}, set(), [])
+
+
+def _segments() -> set[str]:
+    names = os.listdir(leaks.SEGMENTS) if leaks.SEGMENTS.is_dir() else []
+    return {name for name in names if name.startswith("hybriddist-")}
 
 
 def _has_living_owner(name: str) -> bool:
