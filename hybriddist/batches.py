@@ -87,7 +87,8 @@ def run_batch(f: Callable[..., Any], items: Sequence[Any], several: bool) -> Rep
                 if type(value) is Packed:
                     packed.append(len(values))
         except BaseException as error:
-            errors[len(values)] = captured.capture(error).without_frames()
+            errors[len(values)] = failure = captured.capture(error)
+            failure.drop_frames()
             value = None
             if packed and packed[-1] == len(values):
                 packed.pop()  # it came when the value was there

@@ -61,10 +61,9 @@ class CapturedException:
     def __repr__(self) -> str:
         return f"CapturedException({payload.type_name(self.ex)})"
 
-    def without_frames(self) -> CapturedException:
-        """Itself; what its text says of the frames is enough from now on. See `drop_frames`."""
+    def drop_frames(self) -> None:
+        """To be kept: what the text says of the frames is enough from now on. See `dismantle.drop_frames`."""
         drop_frames(self.ex)
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         body, buffers = dump(self, interruptible=True)

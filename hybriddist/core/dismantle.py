@@ -311,16 +311,23 @@ def message(exception: BaseException) -> str:
 def drop_frames(exception: BaseException) -> None:
     """Let an exception that is kept, and those that led to it, let go of the frames in which they were raised.
 
-    Frames hold their variables, and their callers theirs, and so, most likely, where the exception is kept: a cycle,
-    with the references in it, that only the collector of garbage would find, some time.
+    Frames hold their variables, and their callers theirs: the arrays of a failed call, say, for as long as somebody
+    keeps its `Future`. Most likely they hold where the exception is kept as well: a cycle, with all that is in it,
+    that only the collector of garbage would find, some time.
     """
+    for each in chain(exception):
+        BaseException.with_traceback(each, None)
+
+
+def chain(exception: BaseException) -> Iterator[BaseException]:
+    """An exception, those that led to it, and the members of groups."""
     left: list[Any] = [exception]
     seen = set()
     while left:
         each = left.pop()
         if each is not None and id(each) not in seen:
             seen.add(id(each))
-            BaseException.with_traceback(each, None)
+            yield each
             left += [own_attribute(each, "__cause__"), own_attribute(each, "__context__")]
             if issubclass(type(each), BaseExceptionGroup):  # `isinstance` may ask the exception
                 left += own_attribute(each, "exceptions")

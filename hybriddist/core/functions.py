@@ -23,10 +23,11 @@ from __future__ import annotations
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from hybriddist.core import payload
 from hybriddist.core.definitions import CACHEABLE, CAPACITY, Death, Definition, check_capacity, subject_of
+from hybriddist.core.dismantle import chain, own_attribute
 from hybriddist.core.snapshots import Snapshot
 from hybriddist.errors import DeserializeError, RemoteProtocolError
 from hybriddist.transport import Buffer
@@ -203,6 +204,22 @@ class FunctionReceiver:
         return len(self._definitions)
 
 
+class _Failure:
+    """What a definition cannot be unpickled for, to be raised for each call that names it."""
+
+    __slots__ = ("_frames", "_why")
+
+    def __init__(self, why: DeserializeError) -> None:
+        self._why = why
+        self._frames = [(each, own_attribute(each, "__traceback__")) for each in chain(why)]
+
+    def raise_again(self) -> NoReturn:
+        # A new one for each call: raising adds to an exception's traceback. And who keeps it drops the frames.
+        for each, frames in self._frames:
+            BaseException.with_traceback(each, frames)
+        raise DeserializeError(*self._why.args) from self._why.__cause__
+
+
 class ReceivedFunction:
     """A function that came from the other end, unpickled when it is first needed."""
 
@@ -226,11 +243,10 @@ class ReceivedFunction:
             try:
                 found = self._unpickle(body, buffers)
             except DeserializeError as error:
-                found = error
+                found = _Failure(error)
             self._keep(found)
-        if isinstance(found, DeserializeError):
-            # A new one for each call: raising adds to an exception's traceback.
-            raise DeserializeError(*found.args) from found.__cause__
+        if type(found) is _Failure:
+            found.raise_again()
         return found  # type: ignore[no-any-return]
 
     def _unpickle(self, body: Buffer, buffers: Sequence[Buffer]) -> Any:

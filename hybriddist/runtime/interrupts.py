@@ -148,12 +148,13 @@ class InterruptGuard:
         if not self._is_deferred(frame):
             self._forget()
             self._previous(signal.SIGINT, frame)
-        elif not self.pending:
+        elif not self.pending or self._is_obsolete(frame):
             self._struck = struck
             self._pending_since = monotonic()
-            self.pending = True
-            # Not `Thread`, which takes locks that the interrupted code may hold.
-            start_new_thread(self._knock_again, ())
+            if not self.pending:  # else somebody knocks
+                self.pending = True
+                # Not `Thread`, which takes locks that the interrupted code may hold.
+                start_new_thread(self._knock_again, ())
 
     def _on_knock(self, signum: int, frame: FrameType | None) -> None:
         self.noticed = True

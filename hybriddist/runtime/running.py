@@ -75,7 +75,7 @@ def run_call(peer: Peer, call: Call, definition: ReceivedFunction | None, entry:
     except BaseException as error:
         if process.is_copy:
             end_copy(error)
-        finish_call(peer, call, entry, Outcome.ERROR, captured.capture(error).without_frames())
+        finish_call(peer, call, entry, Outcome.ERROR, captured.capture(error))
         return
     if process.is_copy:
         end_copy(None)
@@ -170,7 +170,7 @@ def _finish_coroutine(peer: Peer, call: Call, entry: Completion | None, end: Com
 
 def _finish_ended(finish: Callable[[int, Any], None], end: Completion) -> None:
     if end.outcome == Outcome.ERROR:
-        finish(Outcome.ERROR, captured.capture(end.content).without_frames())
+        finish(Outcome.ERROR, captured.capture(end.content))
     else:
         finish(Outcome.VALUE, end.content)
 
@@ -187,6 +187,8 @@ def finish_call(peer: Peer, call: Call, entry: Completion | None, outcome: int, 
     process = peer.process
     if entry is not None and entry.outcome == Outcome.CANCELLED:
         outcome, content = Outcome.CANCELLED, None
+    elif outcome == Outcome.ERROR:
+        content.drop_frames()
     process.store.finish(RRID(call.whence, call.id), outcome, content)
     if mode == Mode.WAIT:
         reply(peer, call.call_id, outcome, content if outcome == Outcome.ERROR else None, last=True)
@@ -213,7 +215,7 @@ def run_here(
     try:
         value = process.executor.interruptible(errand, run)
     except BaseException as error:
-        finish(Outcome.ERROR, captured.capture(error).without_frames())
+        finish(Outcome.ERROR, captured.capture(error))
         return
     if is_coroutine(value):
         running = process.coroutines.start(value)
@@ -230,6 +232,8 @@ def _finish_here(
     if ended is not None:
         ended()
     if rrid is not None:
+        if outcome == Outcome.ERROR:
+            content.drop_frames()
         process.store.finish(rrid, outcome, content)
     elif outcome == Outcome.ERROR:
         _show_failure(process, content)
@@ -339,8 +343,9 @@ class Each:
         self._dropped.update(range(self._call.call_id, self._call.call_id + self._call.id))
 
     def call_if_wanted(self, number: int, args: tuple[Any, ...]) -> Any:  # exposed
-        """Looks only now, when the errand is known: a cancel before this is seen here, a later one finds the errand."""
-        return _DROPPED if number in self._dropped else self._function(*args)
+        """Looks only now, when the errand is known: a cancel (or the end of the connection) before this is seen here, a
+        later one finds the errand."""
+        return _DROPPED if number in self._dropped or self._peer.lost is not None else self._function(*args)
 
     def _unpickle(self) -> tuple[Any, Any]:
         call = self._call
@@ -368,7 +373,7 @@ class Each:
         except BaseException as error:
             if process.is_copy:
                 end_copy(error)
-            reply(peer, number, Outcome.ERROR, captured.capture(error).without_frames(), last=not self._items)
+            reply(peer, number, Outcome.ERROR, captured.capture(error), last=not self._items)
             return
         if process.is_copy:
             end_copy(None)

@@ -136,7 +136,7 @@ def test_from_a_worker(cluster: list[int]) -> None:
 def test_a_batch_ends_when_its_time_is_over(cluster: list[int]) -> None:
     """It was made of quick ones, and these are not."""
     report = run_batch(time.sleep, [BUDGET_SECONDS / 3] * 100, several=False)
-    assert 2 <= len(report.values) <= 4
+    assert 1 <= len(report.values) <= 4  # a sleep may last longer than it should, on a busy machine
     assert not report.errors
 
 

@@ -207,9 +207,9 @@ def test_a_module_that_cannot_be_lent_says_why(write: Write, cluster: list[int],
 
 def test_a_module_that_fails_there_is_named(write: Write, cluster: list[int]) -> None:
     module = write("own_fails", {"own_fails.py": "import hybriddist as hd\nassert hd.myid() == 1\ndef f(): pass\n"})
-    for _ in range(2):
+    for call in (hd.remotecall_fetch, hd.remotecall_wait) * 2:
         with pytest.raises(hd.RemoteException, match=r"own_fails\.py\", line 2"):
-            hd.remotecall_fetch(module.f, cluster[0])
+            call(module.f, cluster[0])
     assert hd.remotecall_fetch(abs, cluster[0], -1) == 1
 
 

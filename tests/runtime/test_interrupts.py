@@ -115,6 +115,22 @@ def test_what_was_meant_for_one_call_does_not_strike_the_next() -> None:
         guard.uninstall()
 
 
+def test_what_is_pending_in_vain_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call that was meant has ended, nobody has knocked since, and the next call is struck as well."""
+    monkeypatch.setattr(interrupts, "_KNOCK_SECONDS", 0.1)
+    log.clear()
+    guard = InterruptGuard([shielded], [exposed], ignore_unless_exposed=True)
+    assert guard.install()
+    try:
+        exposed(lambda: shielded(guard, early=False, late=True))
+        with pytest.raises(KeyboardInterrupt):
+            exposed(lambda: shielded(guard, early=True, late=False))
+        assert log == ["moved", "moved"]
+        assert not guard.pending
+    finally:
+        guard.uninstall()
+
+
 def test_a_knock_that_comes_late_strikes_nothing(guard: InterruptGuard) -> None:
     """The interrupt was delivered before the last of the helper's signals was handled."""
     with pytest.raises(KeyboardInterrupt):
