@@ -204,7 +204,7 @@ class FunctionReceiver:
         return len(self._definitions)
 
 
-class _Failure:
+class Failure:
     """What a definition cannot be unpickled for, to be raised for each call that names it."""
 
     __slots__ = ("_frames", "_why")
@@ -243,9 +243,9 @@ class ReceivedFunction:
             try:
                 found = self._unpickle(body, buffers)
             except DeserializeError as error:
-                found = _Failure(error)
+                found = Failure(error)
             self._keep(found)
-        if type(found) is _Failure:
+        if type(found) is Failure:
             found.raise_again()
         return found  # type: ignore[no-any-return]
 

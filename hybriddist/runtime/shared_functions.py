@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from hybriddist.core import payload
-from hybriddist.core.functions import ReceivedFunction
+from hybriddist.core.functions import Failure, ReceivedFunction
 from hybriddist.errors import DeserializeError, HybridDistError
 from hybriddist.limits import KIB
 from hybriddist.runtime.pickled_blocks import OwnMemory, PickledBlock
@@ -88,7 +88,7 @@ class ReceivedHandle(ReceivedFunction):
                 try:
                     self._handle = payload.loads(self._body)
                 except DeserializeError as error:
-                    self._found = error
+                    self._found = Failure(error)
 
     def _unpickle(self, body: Buffer, buffers: Sequence[Buffer]) -> Any:
         self.arrive()

@@ -189,15 +189,21 @@ def test_stopped_driver(run_python: ScriptRunner) -> None:
         import hybriddist as hd
 
         ended = False
+        calls = 0
 
         def call(pid):
             "Call until told to end; the longest time that a call took."
+            global calls
             longest = 0.0
             while not ended:
                 begin = time.monotonic()
                 assert hd.remotecall_fetch(abs, pid, -7) == 7
                 longest = max(longest, time.monotonic() - begin)
+                calls += 1
             return longest
+
+        def has_called():
+            return calls > 0
 
         def end():
             global ended
@@ -205,6 +211,8 @@ def test_stopped_driver(run_python: ScriptRunner) -> None:
 
         pids = hd.addprocs(2)
         futures = [hd.remotecall(call, pid, 1) for pid in pids]
+        while not all([hd.remotecall_fetch(has_called, pid) for pid in pids]):
+            pass
         subprocess.Popen(["sh", "-c", f"sleep 0.1; kill -STOP {os.getpid()}; sleep 1.2; kill -CONT {os.getpid()}"])
         last, longest = time.monotonic(), 0.0
         while longest < 1.0:  # until it has stood still
