@@ -18,7 +18,7 @@ from typing import Final
 
 from hybriddist import limits
 from hybriddist.core.exits import ExitReason
-from hybriddist.deadline import Deadline
+from hybriddist.deadline import NEVER, Deadline
 from hybriddist.errors import RemovalTimeout
 from hybriddist.ids import DRIVER
 from hybriddist.managers.driver import Cluster
@@ -34,21 +34,32 @@ _SHUTDOWN_POLITE_SECONDS: Final = 1.0
 class Removal:
     """The removal of some workers: what `rmprocs` returns."""
 
-    def __init__(self, cluster: Cluster, pids: Sequence[int], polite: float | None = None) -> None:
+    def __init__(
+        self, cluster: Cluster, pids: Sequence[int], polite: float | None = None, deadline: Deadline = NEVER
+    ) -> None:
         self._cluster = cluster
         self._polite = limits.POLITE_EXIT_SECONDS if polite is None else polite
+        self._deadline = deadline
+        """For all of it; whoever is there then is left to others."""
         self._left = list(dict.fromkeys(pids))
         self._changed = threading.Condition()
 
     def start(self) -> None:
-        """Begin, or line up behind an `addprocs` that is under way; returns at once."""
-        if self._cluster.lock.acquire(blocking=False):
-            try:
-                self._begin()
-            finally:
-                self._cluster.lock.release()
-        else:
+        """Begin, or line up behind an `addprocs` that is under way; returns at once.
+
+        Not on this thread, which Ctrl-C may strike: a worker that is marked as leaving, and that nobody removes, would
+        be waited for for ever.
+        """
+        lock = self._cluster.lock
+        if not lock.acquire(blocking=False):
             self._spawn(self._begin_in_turn, "hybriddist-remove")
+            return
+        begun = threading.Event()
+        try:
+            self._spawn(partial(self._begin, begun), "hybriddist-remove")
+            begun.wait()
+        finally:
+            lock.release()
 
     def isready(self) -> bool:
         """Whether all are gone."""
@@ -67,17 +78,20 @@ class Removal:
 
     def _begin_in_turn(self) -> None:
         with self._cluster.lock:
-            self._begin()
+            self._begin(threading.Event())
 
-    def _begin(self) -> None:
+    def _begin(self, begun: threading.Event) -> None:
         cluster = self._cluster
-        for pid in list(self._left):
-            if cluster.leaving(pid):
-                self._spawn(partial(self._remove, pid), f"hybriddist-remove-{pid}")
-            elif cluster.process.membership.get(pid) is None:
-                self._gone(pid)
-            else:  # another rmprocs, or its own death, is at it
-                self._spawn(partial(self._watch, pid), f"hybriddist-remove-{pid}")
+        try:
+            for pid in list(self._left):
+                if cluster.leaving(pid):
+                    self._spawn(partial(self._remove, pid), f"hybriddist-remove-{pid}")
+                elif cluster.process.membership.get(pid) is None:
+                    self._gone(pid)
+                else:  # another rmprocs, or its own death, is at it
+                    self._spawn(partial(self._watch, pid), f"hybriddist-remove-{pid}")
+        finally:
+            begun.set()
 
     def _spawn(self, target: Callable[[], None], name: str) -> None:
         try:
@@ -94,11 +108,11 @@ class Removal:
         cluster.ask_to_leave(pid)
         child = None if config is None else config.process
         if isinstance(child, Child):
-            ended = child.wait(Deadline(self._polite)) is not None
+            ended = child.wait(self._deadline.sooner(self._polite)) is not None
         else:
-            ended = membership.wait_gone(pid, self._polite)
+            ended = membership.wait_gone(pid, self._deadline.sooner(self._polite).remaining())
         try:
-            if not ended and manager is not None and config is not None:
+            if not ended and manager is not None and config is not None and not self._deadline.expired():
                 manager.kill(pid, config)
         finally:
             if not membership.wait_gone(pid, _GONE_SECONDS):
@@ -111,8 +125,9 @@ class Removal:
             self._gone(pid)
 
     def _watch(self, pid: int) -> None:
-        self._cluster.process.membership.wait_gone(pid, None)
-        self._gone(pid)
+        # At the driver's end Python starts no more threads: then this is the thread that all depends on.
+        if self._cluster.process.membership.wait_gone(pid, self._deadline.remaining()):
+            self._gone(pid)
 
     def _gone(self, pid: int) -> None:
         with self._changed:
@@ -133,7 +148,7 @@ def shut_down(cluster: Cluster) -> None:
         if cluster.launching is not None:
             cluster.launching.give_up()
         pids = [member.pid for member in cluster.process.membership.members() if member.pid != DRIVER]
-        removal = Removal(cluster, pids, _SHUTDOWN_POLITE_SECONDS)
+        removal = Removal(cluster, pids, _SHUTDOWN_POLITE_SECONDS, deadline)
         removal.start()
         try:
             removal.wait(deadline.remaining())

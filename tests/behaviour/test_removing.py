@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import hybriddist as hd
+from hybriddist.managers.driver import Cluster
 from tests.helpers.polling import poll_for
 
 pytestmark = [pytest.mark.leaks_by_module, pytest.mark.usefixtures("no_workers")]
@@ -169,6 +171,29 @@ def test_a_worker_that_hears_nothing_is_killed(monkeypatch: pytest.MonkeyPatch) 
 
 
 # ---- what is known afterwards -------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_when_a_worker_has_just_been_marked(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is removed all the same: who removes it again would wait for ever if nobody were at it."""
+    pids = hd.addprocs(2, transport=transport)
+    leaving = Cluster.leaving
+
+    def interrupted(cluster: Cluster, pid: int) -> bool:
+        marked = leaving(cluster, pid)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return marked
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cluster, "leaving", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            remove_and_wait(pids[0])
+    hd.rmprocs(pids[0], waitfor=10)
+    assert hd.workers() == pids[1:]
+
+
+def remove_and_wait(pid: int) -> None:
+    hd.rmprocs(pid)
+    poll_for(lambda: None, what="the interrupt")
 
 
 def test_everybody_agrees_after_each_removal(transport: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from hybriddist.limits import SHUTDOWN_SECONDS
 from tests.helpers import leaks
 from tests.helpers.polling import poll_for
 from tests.helpers.scripts import ROOT, ScriptRunner
@@ -140,6 +141,29 @@ print(time.monotonic())
     done, seconds = lasted(lambda: run_python(code))
     assert (done.returncode, done.stderr) == (0, "")
     assert seconds < EXIT_SECONDS
+
+
+def test_a_launch_without_end(run_python: ScriptRunner) -> None:
+    """Of a manager whose worker never speaks, and cannot be killed."""
+    code = f"""{BEGIN}
+class Silent(hd.ClusterManager):
+    def launch(self, params, launched, notify):
+        config = hd.WorkerConfig()
+        reading, self.writing = os.pipe()
+        config.io = os.fdopen(reading, "rb", 0)
+        launched.append(config)
+        notify()
+        launching.set()
+    def manage(self, pid, config, op): pass
+    def kill(self, pid, config): pass
+launching = threading.Event()
+threading.Thread(target=hd.addprocs, args=(Silent(),), daemon=True).start()
+launching.wait()
+print(time.monotonic())
+"""
+    done, seconds = lasted(lambda: run_python(code))
+    assert done.returncode == 0
+    assert seconds < SHUTDOWN_SECONDS + EXIT_SECONDS
 
 
 def test_a_thread_that_still_works_is_waited_for(run_python: ScriptRunner) -> None:
