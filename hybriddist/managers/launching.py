@@ -60,7 +60,8 @@ class Launch:
         self._manager = manager
         self._params = params
         self._deadline = Deadline(params.get("timeout"))
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # taken as it is: see `Roster`
+        self._changed = threading.Condition(self._lock)
         self._launching = True
         self._given_up = False
         self._launched: list[WorkerConfig] = []
@@ -92,7 +93,7 @@ class Launch:
             finally:
                 self._probe_made.set()
             self._cluster.tidy()
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: self._given_up or self._settled(), self._deadline.remaining())
             return self._conclude()
         except (LaunchError, CompositeException):
@@ -108,7 +109,7 @@ class Launch:
 
     def give_up(self) -> None:
         """Start no more workers, and end those that have not joined yet. Does not wait for their ends."""
-        with self._changed:
+        with self._lock:
             self._given_up = True
             starting = dict(self._starting)
             self._changed.notify_all()
@@ -129,7 +130,7 @@ class Launch:
                 self._begin()  # what was appended without a word
         except BaseException as error:
             failure = as_exception(error)
-        with self._changed:
+        with self._lock:
             if failure is not None and not self._given_up:
                 self._failures.append((len(self._launched), failure))
             self._launching = False
@@ -144,7 +145,7 @@ class Launch:
         """Bring in what the manager has launched since the last time."""
         for index in range(self._begun, len(self._launched)):
             config = self._launched[index]
-            with self._changed:
+            with self._lock:
                 self._begun = index + 1
                 wrong = self._wrong(config)
                 if wrong is not None:
@@ -251,7 +252,7 @@ class Launch:
             return
         manager = FurtherManager(process, first, cluster.managers[first])
         further: dict[int, WorkerConfig] = {}
-        with self._changed:
+        with self._lock:
             for _ in range(number):
                 another = WorkerConfig()
                 another.host, another.userdata = config.host, config.userdata
@@ -269,7 +270,7 @@ class Launch:
 
     def _settle(self, pid: int, index: int, failure: Exception | None) -> None:
         """The end of a worker's way: it is a member, or it is ended."""
-        with self._changed:
+        with self._lock:
             if failure is None and not self._given_up:
                 self._pids.append(pid)
                 del self._starting[pid]
@@ -280,7 +281,7 @@ class Launch:
         except BaseException as problem:
             if failure is not None:
                 failure.add_note(f"ending it failed too: {words(problem)}")
-        with self._changed:
+        with self._lock:
             if failure is not None:
                 self._failures.append((index, failure))
             del self._starting[pid]
@@ -292,7 +293,7 @@ class Launch:
         return not self._launching and not self._starting
 
     def _conclude(self) -> list[int]:
-        with self._changed:
+        with self._lock:
             failures = [error for _, error in sorted(self._failures, key=lambda entry: entry[0])]
             starting = dict(self._starting)
             late = not self._settled()

@@ -42,7 +42,8 @@ class Removal:
         self._deadline = deadline
         """For all of it; whoever is there then is left to others."""
         self._left = list(dict.fromkeys(pids))
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # taken as it is: see `Roster`
+        self._changed = threading.Condition(self._lock)
 
     def start(self) -> None:
         """Begin, or line up behind an `addprocs` that is under way; returns at once.
@@ -57,7 +58,7 @@ class Removal:
         begun = threading.Event()
         try:
             self._spawn(partial(self._begin, begun), "hybriddist-remove")
-            begun.wait()
+            begun.wait(self._deadline.remaining())
         finally:
             lock.release()
 
@@ -71,7 +72,7 @@ class Removal:
         Raises:
             RemovalTimeout: not within ``timeout`` seconds; the removal goes on.
         """
-        with self._changed:
+        with self._lock:
             if not self._changed.wait_for(self.isready, Deadline(timeout).remaining()):
                 raise RemovalTimeout(sorted(self._left), timeout or 0.0)
         return self
@@ -130,7 +131,7 @@ class Removal:
             self._gone(pid)
 
     def _gone(self, pid: int) -> None:
-        with self._changed:
+        with self._lock:
             self._left.remove(pid)
             self._changed.notify_all()
 

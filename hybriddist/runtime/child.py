@@ -14,7 +14,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Condition, Thread
+from threading import Condition, RLock, Thread
 from typing import IO, TYPE_CHECKING, Any
 
 from hybriddist.deadline import Deadline
@@ -63,7 +63,8 @@ class Child(ABC):
     def __init__(self, ospid: int, stdin: IO[bytes] | None) -> None:
         self.ospid = ospid
         self.stdin = stdin
-        self._changed = Condition()
+        self._lock = RLock()  # taken as it is: see `Roster`
+        self._changed = Condition(self._lock)
         self._status: ExitStatus | None = None
         self._callbacks: list[Callable[[ExitStatus], None]] = []
 
@@ -78,7 +79,7 @@ class Child(ABC):
 
     def wait(self, deadline: Deadline | None = None) -> ExitStatus | None:
         """Wait for the end. ``None`` if the deadline comes first."""
-        with self._changed:
+        with self._lock:
             while self._status is None:
                 remaining = None if deadline is None else deadline.remaining()
                 if remaining == 0 or not self._changed.wait(remaining):
@@ -90,7 +91,7 @@ class Child(ABC):
 
         It runs on the thread that learned of the end, which serves other children too: it must be quick.
         """
-        with self._changed:
+        with self._lock:
             if self._status is None:
                 self._callbacks.append(callback)
                 return
@@ -117,7 +118,7 @@ class Child(ABC):
 
     def _ended(self, status: ExitStatus) -> None:
         """Record the end, wake who waits, tell who asked. Only the first call counts."""
-        with self._changed:
+        with self._lock:
             if self._status is not None:
                 return
             self._status = status
@@ -141,7 +142,7 @@ class PopenChild(Child):
         Thread(target=self._watch, name=f"hybriddist-child-{process.pid}", daemon=True).start()
 
     def send_signal(self, number: int) -> bool:
-        with self._changed:  # the number is the child's own until it is reaped, which happens under this lock
+        with self._lock:  # the number is the child's own until it is reaped, which happens under this lock
             if self._process.returncode is not None:
                 return False
             self._asked_to_end |= number == signal.SIGTERM
@@ -149,7 +150,7 @@ class PopenChild(Child):
             return True
 
     def kill(self) -> bool:
-        with self._changed:
+        with self._lock:
             if self._process.returncode is not None:
                 return False
             if not self._kill_group():
@@ -166,7 +167,7 @@ class PopenChild(Child):
     def _watch(self) -> None:
         leave_to_main_thread()
         wait_without_reaping(self.ospid)
-        with self._changed:
+        with self._lock:
             if self._asked_to_end:
                 # A command such as a shell ends of SIGTERM without what it waits for, which nobody would end then.
                 self._kill_group()

@@ -75,7 +75,7 @@ class NurseryChild(Child):
         )
 
     def _send_here(self, number: int) -> bool:
-        with self._changed:  # the descriptor is closed under this lock
+        with self._lock:  # the descriptor is closed under this lock
             if self._status is not None or self._pidfd < 0:
                 return False
             try:
@@ -86,7 +86,7 @@ class NurseryChild(Child):
 
     def _ended(self, status: ExitStatus) -> None:
         super()._ended(status)
-        with self._changed:
+        with self._lock:
             pidfd, self._pidfd = self._pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)

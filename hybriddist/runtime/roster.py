@@ -7,7 +7,7 @@ a few microseconds; nothing is called back under it. Those who watch are told af
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Condition
+from threading import Condition, RLock
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -31,10 +31,13 @@ class Roster(Membership):
         changes: counts up with each change; who has seen this number has seen all there is.
     """
 
-    __slots__ = ("_changed", "_statuses", "_watchers", "changes")
+    __slots__ = ("_changed", "_lock", "_statuses", "_watchers", "changes")
 
     def __init__(self, my_pid: int = DRIVER) -> None:
-        self._changed = Condition()
+        self._lock = RLock()
+        """Taken as it is, and not by way of the condition: a Ctrl-C in the Python code of the condition's `__enter__`
+        left it taken for ever, and the end of the program waited for it (1 of 220 Ctrl-C during maps)."""
+        self._changed = Condition(self._lock)
         self._statuses: dict[int, bytes] = {}
         self._watchers: WeakSet[Watcher] = WeakSet()
         self.changes = 0
@@ -42,7 +45,7 @@ class Roster(Membership):
 
     def watch(self, watcher: Watcher) -> None:
         """Tell ``watcher`` of each change from now on, for as long as it lives; nobody is kept alive for it."""
-        with self._changed:
+        with self._lock:
             self._watchers.add(watcher)
 
     def wait_gone(self, pid: int, seconds: float | None) -> bool:
@@ -52,12 +55,12 @@ class Roster(Membership):
     def wait_until(self, condition: Callable[[], bool], seconds: float | None) -> bool:
         """Wait until ``condition()``, looked at after each change."""
         deadline = Deadline(seconds)
-        with self._changed:
+        with self._lock:
             return self._changed.wait_for(condition, deadline.remaining())
 
     def set_status(self, pid: int, status: bytes) -> None:
         """Process ``pid`` says how it is; the last word of each is kept, also of those that are gone."""
-        with self._changed:
+        with self._lock:
             self._statuses[pid] = status
 
     def status(self, pid: int) -> bytes | None:
@@ -66,35 +69,35 @@ class Roster(Membership):
         Raises:
             TypeError, NoSuchProcessError: there is no such process, and never was.
         """
-        with self._changed:
+        with self._lock:
             if pid not in self._gone:
                 super().require(pid)
             return self._statuses.get(pid)
 
     def allocate_pid(self) -> int:
-        with self._changed:
+        with self._lock:
             return super().allocate_pid()
 
     def add(self, member: Member) -> Member:
-        with self._changed:
+        with self._lock:
             return super().add(member)
 
     def joined(self, pid: int, *, same_node_as: int | None = None) -> Member:
-        with self._changed:
+        with self._lock:
             member = super().joined(pid, same_node_as=same_node_as)
             watchers = self._note_change()
         _tell(watchers)
         return member
 
     def leaving(self, pid: int) -> Member:
-        with self._changed:
+        with self._lock:
             member = super().leaving(pid)
             watchers = self._note_change()
         _tell(watchers)
         return member
 
     def gone(self, pid: int, reason: ExitReason) -> bool:
-        with self._changed:
+        with self._lock:
             first = False
             if pid in self._members or pid in self._gone:
                 first = super().gone(pid, reason)
@@ -105,45 +108,45 @@ class Roster(Membership):
         return first
 
     def learn(self, fields: dict[str, Any]) -> None:
-        with self._changed:
+        with self._lock:
             super().learn(fields)
             watchers = self._note_change()
         _tell(watchers)
 
     def choose_topology(self, topology: str, lazy: bool | None = None) -> None:
-        with self._changed:
+        with self._lock:
             super().choose_topology(topology, lazy)
 
     def procs(self, pid: int | None = None) -> list[int]:
-        with self._changed:
+        with self._lock:
             return super().procs(pid)
 
     def procs_on_node(self, pid: int | None = None) -> list[int]:
-        with self._changed:
+        with self._lock:
             return super().procs_on_node(pid)
 
     def nodes(self) -> list[list[int]]:
-        with self._changed:
+        with self._lock:
             return super().nodes()
 
     def is_news(self, pid: int) -> bool:
-        with self._changed:
+        with self._lock:
             return super().is_news(pid)
 
     def require(self, pid: int) -> Member:
-        with self._changed:
+        with self._lock:
             return super().require(pid)
 
     def may_connect(self, a: int, b: int) -> bool:
-        with self._changed:
+        with self._lock:
             return super().may_connect(a, b)
 
     def snapshot(self) -> dict[str, Any]:
-        with self._changed:
+        with self._lock:
             return super().snapshot()
 
     def replace(self, snapshot: dict[str, Any]) -> None:
-        with self._changed:
+        with self._lock:
             super().replace(snapshot)
             watchers = self._note_change()
         _tell(watchers)
