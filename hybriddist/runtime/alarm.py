@@ -58,6 +58,8 @@ class SignalAlarm:
     def on_ready(self) -> None:
         """A signal has come: see that it is handled."""
         if self._drain() and not self._looking:
+            # What was noticed up to now may have been another signal. If it was this one, there is a knock too many.
+            self._guard.noticed = False
             self._looking = True
             start_new_thread(self._look, ())
 
