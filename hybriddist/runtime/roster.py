@@ -36,7 +36,7 @@ class Roster(Membership):
     def __init__(self, my_pid: int = DRIVER) -> None:
         self._lock = RLock()
         """Taken as it is, and not by way of the condition: a Ctrl-C in the Python code of the condition's `__enter__`
-        left it taken for ever, and the end of the program waited for it (1 of 220 Ctrl-C during maps)."""
+        left it taken for ever, and the end of the program waited for it (seen after some 200 during maps)."""
         self._changed = Condition(self._lock)
         self._statuses: dict[int, bytes] = {}
         self._watchers: WeakSet[Watcher] = WeakSet()

@@ -14,6 +14,7 @@ from hybriddist.core.references import HolderBook
 from hybriddist.runtime.claims import References
 from hybriddist.runtime.context import this_process
 from tests.helpers.polling import poll_for
+from tests.helpers.stores import Single
 
 pytestmark = [
     pytest.mark.leaks_by_module,
@@ -106,26 +107,12 @@ def flush_and_wait(references: References) -> None:
     poll_for(lambda: None, what="the interrupt")
 
 
-class Store:
+class Store(Single):
     """Of items that cannot be pickled."""
 
     def __init__(self) -> None:
-        self.items: list[Any] = [lambda: None, (item for item in ())]
-
-    def put(self, item: Any) -> None:
-        self.items.append(item)
-
-    def take(self) -> Any:
-        return self.items.pop()
-
-    def fetch(self) -> Any:
-        return self.items[-1]
-
-    def isready(self) -> bool:
-        return bool(self.items)
-
-    def wait(self) -> None:
-        pass
+        super().__init__()
+        self.items += [lambda: None, (item for item in ())]
 
 
 def test_an_item_of_a_store_that_cannot_be_sent(cluster: list[int]) -> None:

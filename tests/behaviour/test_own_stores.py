@@ -11,6 +11,7 @@ import pytest
 import hybriddist as hd
 from hybriddist import channel
 from tests.helpers.polling import poll_for
+from tests.helpers.stores import Single
 
 pytestmark = [
     pytest.mark.leaks_by_module,
@@ -51,35 +52,6 @@ class Dictionary:
         with self._changed:
             for key in keys:
                 self._wait_for(key)
-
-
-class Single:
-    """The least that a store has to have, without arguments."""
-
-    def __init__(self) -> None:
-        self.items: list[Any] = []
-        self.is_shut = False
-
-    def put(self, item: Any) -> None:
-        self.items.append(item)
-
-    def take(self) -> Any:
-        return self.items.pop()
-
-    def fetch(self) -> Any:
-        return self.items[-1]
-
-    def isready(self) -> bool:
-        return bool(self.items)
-
-    def wait(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.is_shut = True
-
-    def isopen(self) -> bool:
-        return not self.is_shut
 
 
 @pytest.fixture(params=["self", "other"])
